@@ -1,0 +1,39 @@
+// What was built and what this machine has.
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "adamas/system.hpp"
+#include "bindings/register.hpp"
+
+namespace py = pybind11;
+
+namespace adamas::bindings {
+namespace {
+
+std::vector<std::string> isa_names(bool supported_only) {
+  int count = 0;
+  const IsaInfo* list = isas(&count);
+  std::vector<std::string> names;
+  for (int i = 0; i < count; ++i) {
+    if (list[i].supported || !supported_only) names.emplace_back(list[i].name);
+  }
+  return names;
+}
+
+}  // namespace
+
+void register_system(py::module_& module) {
+  module.attr("__version__") = ADAMAS_VERSION;
+  module.attr("compiler") = compiler();
+  module.attr("no_cuda_reason") = ADAMAS_NO_CUDA_REASON;
+  module.def("isas_built", [] { return isa_names(false); });
+  module.def("isas_supported", [] { return isa_names(true); });
+  module.def("isa_in_use", &isa_in_use);
+  module.def("available_threads", &available_threads);
+  module.def(
+      "select_isa", [](const char* name) { raise_if_error(select_isa(name)); }, py::arg("name"));
+}
+
+}  // namespace adamas::bindings

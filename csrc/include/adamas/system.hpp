@@ -1,0 +1,32 @@
+// What was built and what this machine offers: instruction sets and threads.
+#pragma once
+
+#include "adamas/status.hpp"
+
+namespace adamas {
+
+// One instruction set that kernels were compiled for.
+struct IsaInfo {
+  const char* name;
+  bool supported;  // by this machine
+};
+
+// Names and support of the ISAs built, slowest first; `count` receives their number.
+const IsaInfo* isas(int* count) noexcept;
+
+// The ISA in use: the best supported one, unless ADAMAS_ISA or select_isa() named another.
+const char* isa_in_use() noexcept;
+
+// Makes all following steps of all optimizers use the named ISA.
+Status select_isa(const char* name) noexcept;
+
+// Applies the environment variable ADAMAS_ISA; a name that is unknown or unsupported is an error.
+Status select_isa_from_environment() noexcept;
+
+// The number of cores that this process may run on.
+int available_threads() noexcept;
+
+// The compiler that built the library, and its version.
+const char* compiler() noexcept;
+
+}  // namespace adamas

@@ -1,0 +1,50 @@
+// 1 - beta^t, from t each time, correct to the last bit of double or the one beside it.
+//
+// A running product drifts and pow() differs between C libraries and devices; this uses only
+// operations that IEEE 754 fixes, so a step has the same scalars everywhere.  beta^t is computed by
+// repeated squaring in pairs of doubles (106 bits), so the subtraction loses nothing that matters.
+// Numerics "mindspore" wants the drift of MindSpore's running product, and gets it.
+#pragma once
+
+#include <cstdint>
+
+#include "rules/arithmetic.hpp"
+
+namespace adamas::rules {
+
+// The unevaluated sum high + low, |low| <= ulp(high) / 2.
+struct DoublePair {
+  double high;
+  double low;
+};
+
+ADAMAS_RULE DoublePair multiply(DoublePair a, DoublePair b) {
+  const double product = a.high * b.high;
+  const double error = multiply_add(a.high, b.high, -product);
+  const double low = error + (a.high * b.low + a.low * b.high);
+  const double high = product + low;
+  return {high, low - (high - product)};
+}
+
+// t >= 0, 0 < beta < 1.
+ADAMAS_RULE double one_minus_power(double beta, std::int64_t t) {
+  DoublePair power{1.0, 0.0};
+  DoublePair square{beta, 0.0};
+  for (; t > 0 && power.high > 0.0; t >>= 1) {
+    if ((t & 1) != 0) power = multiply(power, square);
+    square = multiply(square, square);
+  }
+  return (1.0 - power.high) - power.low;
+}
+
+// beta^t as MindSpore keeps it: a float32 multiplied by beta in every step.  `power` is beta^from.
+ADAMAS_RULE float running_power(float beta, float power, std::int64_t from, std::int64_t t) {
+  for (; from < t; ++from) {
+    const float next = power * beta;
+    if (next == power) break;  // zero or the smallest subnormal: it stays
+    power = next;
+  }
+  return power;
+}
+
+}  // namespace adamas::rules

@@ -1,0 +1,61 @@
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__version__: str
+compiler: str
+no_cuda_reason: str
+
+def isas_built() -> list[str]: ...
+def isas_supported() -> list[str]: ...
+def isa_in_use() -> str: ...
+def select_isa(name: str) -> None: ...
+def available_threads() -> int: ...
+
+class Numerics(Enum):
+    standard = 0
+    mindspore = 1
+
+class StateKind(Enum):
+    moment1 = 0
+    moment2 = 1
+    vhat = 2
+
+class Rates:
+    def __init__(self, pairs: Sequence[tuple[float, float]]) -> None: ...
+
+class ParameterSpec:
+    def __init__(
+        self, array: npt.NDArray[Any], name: str, rates: int, centralize: bool
+    ) -> None: ...
+
+class AdamConfig:
+    beta1: float
+    beta2: float
+    eps: float
+    loss_scale: float
+    numerics: Numerics
+    use_nesterov: bool
+    use_amsgrad: bool
+    decoupled_weight_decay: bool
+    bias_correction: bool
+    num_threads: int
+    def __init__(self) -> None: ...
+
+class Optimizer:
+    def __init__(
+        self,
+        parameters: Sequence[ParameterSpec],
+        config: AdamConfig,
+        convert: Callable[[object, npt.NDArray[Any], str], npt.NDArray[Any]],
+    ) -> None: ...
+    def step(self, grads: object, rates: Rates) -> None: ...
+    def state(self, kind: StateKind, index: int) -> npt.NDArray[np.floating[Any]] | None: ...
+    global_step: int
+    @property
+    def state_nbytes(self) -> int: ...
+    @property
+    def num_threads(self) -> int: ...

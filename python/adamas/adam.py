@@ -1,0 +1,221 @@
+"""Adam and AdamWeightDecay: the arguments of the specification and their checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import _core, validation
+from .optimizer import Optimizer
+
+_NUMERICS = {
+    "standard": _core.Numerics.standard,
+    "mindspore": _core.Numerics.mindspore,
+}
+
+
+def _config(beta1: Any, beta2: Any, eps: Any, numerics: str, num_threads: Any) -> _core.AdamConfig:
+    """Check the options that both optimizers have."""
+    config = _core.AdamConfig()
+    config.numerics = _NUMERICS[validation.choice("numerics", numerics, tuple(_NUMERICS))]
+    config.beta1 = validation.strict_float("beta1", beta1, above=0.0, below=1.0)
+    config.beta2 = validation.strict_float("beta2", beta2, above=0.0, below=1.0)
+    config.eps = validation.strict_float("eps", eps, above=0.0)
+    if config.numerics is _core.Numerics.mindspore:
+        config.beta1 = float(np.float32(config.beta1))
+        config.beta2 = float(np.float32(config.beta2))
+        config.eps = float(np.float32(config.eps))
+    if num_threads is not None:
+        config.num_threads = validation.integer("num_threads", num_threads, minimum=1)
+    return config
+
+
+class Adam(Optimizer):
+    r"""Adam (Kingma and Ba, 2015), with its Nesterov, AMSGrad and AdamW variants.
+
+    With :math:`g` the gradient divided by ``loss_scale`` plus ``weight_decay`` times the parameter
+    and :math:`t` the number of the step, counted from 1:
+
+    .. math::
+
+        m &= \beta_1 m + (1 - \beta_1) g \\
+        v &= \beta_2 v + (1 - \beta_2) g^2 \\
+        p &= p - lr / (1 - \beta_1^t) \cdot m / (\sqrt{v / (1 - \beta_2^t)} + eps)
+
+    Parameters
+    ----------
+    params : iterable of Parameter, or of dict
+        What to update: Parameters, or groups of them. A group is a dict with ``params`` and
+        optionally ``lr``, ``weight_decay`` and ``grad_centralization`` (bool: subtract from each
+        gradient of three or more axes its mean over all axes but the first; Yong et al., 2020);
+        what it lacks it takes from the optimizer. One dict may hold ``order_params`` alone, a list
+        of all parameters in the order in which gradients will come.
+    learning_rate : float, int, array, iterable or LearningRateSchedule, default 1e-3
+        A number >= 0; a 1-D array or an iterable whose i-th value is for step i, an iterator being
+        pulled one value per step; or a schedule, called with ``global_step`` before it advances.
+    beta1, beta2 : float, default 0.9 and 0.999
+        Decay rates of the moments, in (0, 1).
+    eps : float, default 1e-8
+        Added to the denominator, > 0.
+    use_locking : bool, default False
+        Whether calls from several threads happen one after the other, schedules included.
+    use_nesterov : bool, default False
+        Whether the numerator looks one step ahead: :math:`\beta_1 m + (1 - \beta_1) g`
+        (Dozat, 2016).
+    weight_decay : float, int or callable, default 0.0
+        L2 penalty >= 0, or a callable of the step that returns one. Without groups it skips
+        parameters whose name contains "beta" or "gamma".
+    loss_scale : float or int, default 1.0
+        Gradients are divided by it; weight decay is not. In [2**-126, 2**126].
+    use_amsgrad : bool, default False
+        Whether the denominator uses the largest :math:`v` so far (Reddi et al., 2018).
+    use_lazy : bool, default False
+        Whether a sparse gradient updates its own rows only. Makes no difference to dense ones.
+    use_offload : bool, default False
+        Whether the moments live and the update runs on the host, which for parameters in CPU
+        memory is the case anyway.
+    numerics : {"standard", "mindspore"}, keyword only
+        "mindspore" does what MindSpore 2.10's kernels do, so that a training run moves over
+        unchanged: bias correction on the step size (``eps`` weighs differently), hyper-parameters
+        rounded to float32, and its exceptions on centralization and Nesterov (docs/NUMERICS.md).
+    decoupled_weight_decay : bool, default False, keyword only
+        Whether ``weight_decay`` shrinks the parameter by ``lr * weight_decay`` instead of being
+        added to the gradient: AdamW (Loshchilov and Hutter, 2019).
+    num_threads : int, optional, keyword only
+        How many threads a large step uses; all cores of the process by default. The result has the
+        same bits for any number.
+
+    Raises
+    ------
+    TypeError
+        If an argument has another type than those above; bool is never a number here, and
+        ``beta1``, ``beta2`` and ``eps`` must be float.
+    ValueError
+        If a value is out of its range, NaN or infinite; if flags exclude each other (``use_lazy``
+        with ``use_offload``, ``use_amsgrad`` with either); if a parameter stands twice in a list or
+        shares memory with another.
+    KeyError
+        If a keyword or the key of a group is unknown.
+    RuntimeError
+        If a parameter stands in two groups.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adamas import Parameter
+    >>> weight = np.ones((2, 3), np.float32)
+    >>> optimizer = Adam([Parameter(weight, name="weight")], learning_rate=0.1)
+    >>> optimizer((np.full((2, 3), 0.5, np.float32),))
+    True
+    >>> weight[0]
+    array([0.9, 0.9, 0.9], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        learning_rate: Any = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        use_locking: bool = False,
+        use_nesterov: bool = False,
+        weight_decay: Any = 0.0,
+        loss_scale: float = 1.0,
+        use_amsgrad: bool = False,
+        *,
+        use_lazy: bool = False,
+        use_offload: bool = False,
+        numerics: str = "standard",
+        decoupled_weight_decay: bool = False,
+        num_threads: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise KeyError(f"Adam has no argument {next(iter(unknown))!r}")
+        config = _config(beta1, beta2, eps, numerics, num_threads)
+        config.loss_scale = validation.real(
+            "loss_scale", loss_scale, minimum=2.0**-126, maximum=2.0**126
+        )
+        config.use_amsgrad = validation.flag("use_amsgrad", use_amsgrad)
+        config.use_nesterov = validation.flag("use_nesterov", use_nesterov)
+        if config.use_amsgrad and config.numerics is _core.Numerics.mindspore:
+            config.use_nesterov = False
+        config.decoupled_weight_decay = validation.flag(
+            "decoupled_weight_decay", decoupled_weight_decay
+        )
+        lazy = validation.flag("use_lazy", use_lazy)
+        offload = validation.flag("use_offload", use_offload)
+        if lazy and offload:
+            raise ValueError("use_lazy and use_offload must not both be True")
+        if config.use_amsgrad and (lazy or offload):
+            raise ValueError("use_amsgrad must not be True together with use_lazy or use_offload")
+        super().__init__(
+            params,
+            learning_rate,
+            weight_decay,
+            config,
+            use_locking=validation.flag("use_locking", use_locking),
+            use_offload=offload,
+        )
+
+
+class AdamWeightDecay(Optimizer):
+    r"""Adam with decoupled weight decay and without bias correction, as in BERT's training.
+
+    .. math::
+
+        m &= \beta_1 m + (1 - \beta_1) g \\
+        v &= \beta_2 v + (1 - \beta_2) g^2 \\
+        p &= p - lr \cdot (m / (\sqrt{v} + eps) + weight\_decay \cdot p)
+
+    Parameters
+    ----------
+    params : iterable of Parameter, or of dict
+        As in `Adam`.
+    learning_rate : float, int, array, iterable or LearningRateSchedule, default 1e-3
+        As in `Adam`.
+    beta1, beta2 : float, default 0.9 and 0.999
+        Decay rates of the moments, in (0, 1).
+    eps : float, default 1e-6
+        Added to the denominator, > 0.
+    weight_decay : float, int or callable, default 0.0
+        As in `Adam`, but taken from the parameter, not added to the gradient.
+    numerics : {"mindspore", "standard"}, keyword only
+        Without bias correction the two differ only in that "mindspore" rounds the hyper-parameters
+        to float32 first, and in which gradients ``grad_centralization`` means.
+    num_threads : int, optional, keyword only
+        As in `Adam`.
+
+    Raises
+    ------
+    TypeError, ValueError, KeyError, RuntimeError
+        As `Adam`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adamas import Parameter
+    >>> weight = np.ones(3, np.float32)
+    >>> optimizer = AdamWeightDecay([Parameter(weight, name="weight")], weight_decay=0.01)
+    >>> optimizer((np.full(3, 0.5, np.float32),))
+    True
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        learning_rate: Any = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-6,
+        weight_decay: Any = 0.0,
+        *,
+        numerics: str = "mindspore",
+        num_threads: int | None = None,
+    ) -> None:
+        config = _config(beta1, beta2, eps, numerics, num_threads)
+        config.bias_correction = False
+        config.decoupled_weight_decay = True
+        super().__init__(params, learning_rate, weight_decay, config)

@@ -1,0 +1,163 @@
+"""Learning rates and weight decays in all their forms, as one question: what is it at step i.
+
+A `RateBook` turns what the user gave into a `Rate`, which is asked with the 0-based global step and
+answers with a checked float, or raises without having changed anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import validation
+from .schedules import LearningRateSchedule
+
+
+class Rate(Protocol):
+    """A value for each step; ``constant`` says that it is always the same."""
+
+    constant: bool
+
+    def at(self, step: int, /) -> float:
+        """Return the value at a 0-based step."""
+
+
+class _Constant:
+    constant = True
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def at(self, _step: int, /) -> float:
+        return self._value
+
+
+ZERO: Rate = _Constant(0.0)
+_END = object()
+
+
+class _Vector:
+    """The i-th value for step i, from an iterable of which no more is taken than was asked for.
+
+    What was taken is kept as it came and checked when it is used, so that a bad value is refused
+    each time and an iterator loses none.
+    """
+
+    constant = False
+
+    def __init__(self, name: str, values: Iterable[Any]) -> None:
+        self._name = name
+        self._taken: list[Any] = []
+        self._rest: Iterator[Any] = iter(values)
+        self._lock = threading.Lock()
+
+    def at(self, step: int, /) -> float:
+        with self._lock:
+            while len(self._taken) <= step:
+                value = next(self._rest, _END)
+                if value is _END:
+                    raise IndexError(
+                        f"{self._name} has {len(self._taken)} values, none for step {step}"
+                    )
+                self._taken.append(value)
+        return _checked(f"{self._name}[{step}]", self._taken[step])
+
+
+class _Called:
+    """What a function of the step returns."""
+
+    constant = False
+
+    def __init__(self, name: str, function: Callable[[int], Any]) -> None:
+        self._name = name
+        self._function = function
+
+    def at(self, step: int, /) -> float:
+        return _checked(f"{self._name} at step {step}", self._function(step))
+
+
+def _checked(name: str, value: Any) -> float:
+    """Check one value; a 0-d array counts as the number that it holds."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    return validation.real(name, value, minimum=0.0)
+
+
+class RateBook:
+    """Makes one rate for each object that is given, however often it is given.
+
+    Groups that share a schedule then ask it once per step, and groups that share an iterator see
+    the same values.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, int], tuple[Any, Rate]] = {}
+
+    def learning_rate(self, name: str, value: Any) -> Rate:
+        """Return the rate that a learning rate of any allowed form stands for.
+
+        Raises
+        ------
+        TypeError
+            If ``value`` is none of: float, int, 0-d or 1-D real array, iterable of numbers,
+            LearningRateSchedule.
+        ValueError
+            If a number is negative, NaN or infinite, or an array is empty or of two or more axes.
+        """
+        return self._once(_learning_rate, name, value)
+
+    def weight_decay(self, name: str, value: Any) -> Rate:
+        """Return the rate that a weight decay stands for: a number or a callable of the step.
+
+        Raises
+        ------
+        TypeError
+            If ``value`` is neither.
+        ValueError
+            If a number is negative, NaN or infinite.
+        """
+        return self._once(_weight_decay, name, value)
+
+    def _once(self, make: Callable[[str, Any], Rate], name: str, value: Any) -> Rate:
+        key = (make.__name__, id(value))
+        if key not in self._made:
+            self._made[key] = (value, make(name, value))  # keeping the value keeps its id taken
+        return self._made[key][1]
+
+
+def _learning_rate(name: str, value: Any) -> Rate:
+    if validation.is_real(value):
+        return _Constant(validation.real(name, value, minimum=0.0))
+    if isinstance(value, LearningRateSchedule):
+        return _Called(name, value)
+    if hasattr(value, "__array__"):
+        value = np.asarray(value)
+        if value.ndim == 0:
+            return _Constant(_checked(name, value))
+        if value.ndim > 1:
+            raise ValueError(f"{name} must have at most one axis, got shape {value.shape}")
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise ValueError(f"{name} must hold at least one value, got an empty sequence")
+        return _Vector(name, [_checked(f"{name}[{i}]", item) for i, item in enumerate(value)])
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+        return _Vector(name, value)
+    raise TypeError(
+        f"{name} must be a float or int, an array, an iterable of numbers or a "
+        f"LearningRateSchedule, got {validation.shown(value)}"
+    )
+
+
+def _weight_decay(name: str, value: Any) -> Rate:
+    if callable(value):
+        return _Called(name, value)
+    if not validation.is_real(value):
+        raise TypeError(
+            f"{name} must be a float, an int or a callable of the step, "
+            f"got {validation.shown(value)}"
+        )
+    return _Constant(validation.real(name, value, minimum=0.0))
