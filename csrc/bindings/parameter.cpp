@@ -1,6 +1,8 @@
 #include "bindings/parameter.hpp"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <utility>
 
 namespace py = pybind11;
@@ -8,29 +10,65 @@ namespace py = pybind11;
 namespace adamas::bindings {
 namespace {
 
-constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
-constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+constexpr int kFits =
+    py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 
+constexpr std::array<std::pair<const char*, DType>, 4> kTypes = {{{"float32", DType::float32},
+                                                                  {"float64", DType::float64},
+                                                                  {"float16", DType::float16},
+                                                                  {"bfloat16", DType::bfloat16}}};
+
+// The descriptor object that arrays of a type usually share, as soon as it was seen; never freed.
+std::atomic<PyObject*>& usual_descriptor(DType dtype) {
+  static std::array<std::atomic<PyObject*>, kTypes.size()> descriptors{};
+  return descriptors[static_cast<std::size_t>(dtype)];
+}
+
+// Finds the type by its name, which is slow, and remembers the descriptor.
+bool find_by_name(PyObject* descriptor, DType* dtype) {
+  const auto object = py::reinterpret_borrow<py::dtype>(descriptor);
+  if (!object.attr("isnative").cast<bool>()) return false;
+  const auto name = object.attr("name").cast<std::string>();
+  for (const auto& [known, type] : kTypes) {
+    if (name != known) continue;
+    *dtype = type;
+    PyObject* none = nullptr;
+    if (usual_descriptor(type).compare_exchange_strong(none, descriptor)) Py_INCREF(descriptor);
+    return true;
+  }
+  return false;
+}
+
 DType dtype_of(const py::array& array, const std::string& name) {
-  if (array.dtype().equal(py::dtype::of<float>())) return DType::float32;
-  if (array.dtype().equal(py::dtype::of<double>())) return DType::float64;
-  throw py::type_error("parameter '" + name +
-                       "' must be float32 or float64 in native byte order, " + "got " +
-                       py::str(array.dtype()).cast<std::string>());
+  DType dtype;
+  if (find_dtype(array, &dtype)) return dtype;
+  throw py::type_error(
+      "parameter '" + name +
+      "' must be float32, float64, float16 or bfloat16 in native byte order, got " +
+      py::str(array.dtype()).cast<std::string>());
 }
 
 }  // namespace
+
+bool find_dtype(py::handle array, DType* dtype) {
+  PyObject* descriptor = py::detail::array_proxy(array.ptr())->descr;
+  for (const auto& [name, type] : kTypes) {
+    if (descriptor != usual_descriptor(type).load(std::memory_order_relaxed)) continue;
+    *dtype = type;
+    return true;
+  }
+  return find_by_name(descriptor, dtype);
+}
 
 BoundParameter::BoundParameter(py::array array, std::string name)
     : array_(std::move(array)),
       name_(std::move(name)),
       dtype_(dtype_of(array_, name_)),
-      descriptor_(dtype_ == DType::float32 ? py::dtype::of<float>() : py::dtype::of<double>()),
       shape_(array_.shape(), array_.shape() + array_.ndim()),
+      count_(array_.size()),
       data_(py::detail::array_proxy(array_.ptr())->data) {
-  constexpr int kWanted = kContiguous | kAligned;
-  if ((array_.flags() & kWanted) != kWanted) {
+  if ((array_.flags() & kFits) != kFits) {
     throw py::value_error("parameter '" + name_ + "' must be C-contiguous and aligned");
   }
   check_unchanged();
@@ -41,20 +79,27 @@ void BoundParameter::check_unchanged() const {
   if ((proxy->flags & kWriteable) == 0) {
     throw py::value_error("parameter '" + name_ + "' must be writable, but it is read-only");
   }
-  if (proxy->data != data_) {
-    throw py::value_error("parameter '" + name_ + "' was moved in memory after the optimizer " +
-                          "was made; make a new optimizer");
+  const bool same_shape = proxy->nd == static_cast<int>(shape_.size()) &&
+                          std::equal(shape_.begin(), shape_.end(), proxy->dimensions);
+  if (proxy->data != data_ || !same_shape) {
+    throw py::value_error("parameter '" + name_ + "' was resized or moved in memory after the " +
+                          "optimizer was made; make a new optimizer");
   }
 }
 
-const void* BoundParameter::view(py::handle grad) const {
-  if (!py::isinstance<py::array>(grad)) return nullptr;
+bool BoundParameter::accepts(DType gradient) const {
+  return (gradient == DType::float64) == (dtype_ == DType::float64);
+}
+
+bool BoundParameter::view(py::handle grad, Gradient* gradient) const {
+  if (!py::isinstance<py::array>(grad)) return false;
   const auto* proxy = py::detail::array_proxy(grad.ptr());
-  constexpr int kWanted = kContiguous | kAligned;
-  const bool fits = proxy->descr == descriptor_.ptr() && (proxy->flags & kWanted) == kWanted &&
+  const bool fits = (proxy->flags & kFits) == kFits &&
                     proxy->nd == static_cast<int>(shape_.size()) &&
-                    std::equal(shape_.begin(), shape_.end(), proxy->dimensions);
-  return fits ? proxy->data : nullptr;
+                    std::equal(shape_.begin(), shape_.end(), proxy->dimensions) &&
+                    find_dtype(grad, &gradient->dtype) && accepts(gradient->dtype);
+  gradient->values = proxy->data;
+  return fits;
 }
 
 }  // namespace adamas::bindings

@@ -10,31 +10,40 @@
 
 namespace adamas::bindings {
 
+// The element type of an array in native byte order; false if there is no such DType.  Types are
+// known by name, since bfloat16 is one of ml_dtypes.
+bool find_dtype(pybind11::handle array, DType* dtype);
+
 // Keeps the array alive and remembers what it was like, so that a later change is noticed.
 class BoundParameter {
  public:
   // Raises TypeError or ValueError unless `array` is a writable, C-contiguous, aligned array of a
-  // supported type.
+  // known type.
   BoundParameter(pybind11::array array, std::string name);
 
   // Raises ValueError if the array was made read-only or moved since.
   void check_unchanged() const;
 
-  // The memory of `grad` if it is an array with exactly the parameter's type and shape, contiguous
-  // and aligned; null if it first needs to be converted.
-  const void* view(pybind11::handle grad) const;
+  // Views `grad` if it is an array of the parameter's shape and of a type that goes with the
+  // parameter's, contiguous and aligned; false if it first needs to be converted.
+  bool view(pybind11::handle grad, Gradient* gradient) const;
+
+  // Whether a gradient of this type needs no conversion.
+  bool accepts(DType gradient) const;
 
   const pybind11::array& array() const { return array_; }
   const std::string& name() const { return name_; }
   DType dtype() const { return dtype_; }
+  std::int64_t count() const { return count_; }
+  std::int64_t rows() const { return shape_.empty() ? 1 : shape_.front(); }
   void* data() const { return data_; }
 
  private:
   pybind11::array array_;
   std::string name_;
   DType dtype_;
-  pybind11::dtype descriptor_;
   std::vector<pybind11::ssize_t> shape_;
+  std::int64_t count_;
   void* data_;
 };
 

@@ -3,6 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "adamas/status.hpp"
 
 namespace adamas::bindings {
@@ -10,14 +12,26 @@ namespace adamas::bindings {
 void register_system(pybind11::module_& module);
 void register_optimizer(pybind11::module_& module);
 
-// Raises the Python exception that fits an error: MemoryError, else ValueError.
-inline void raise_if_error(const Status& status) {
-  if (status.ok()) return;
-  if (status.code() == StatusCode::out_of_memory) {
-    PyErr_SetString(PyExc_MemoryError, status.message().c_str());
-    throw pybind11::error_already_set();
+// Raises the Python exception that fits an error.
+inline void raise_if_error(const Status& status, const std::string& suffix = "") {
+  PyObject* type = PyExc_ValueError;
+  switch (status.code()) {
+    case StatusCode::ok:
+      return;
+    case StatusCode::out_of_memory:
+      type = PyExc_MemoryError;
+      break;
+    case StatusCode::bad_index:
+      type = PyExc_IndexError;
+      break;
+    case StatusCode::bad_state:
+      type = PyExc_RuntimeError;
+      break;
+    default:
+      break;
   }
-  throw pybind11::value_error(status.message());
+  PyErr_SetString(type, (status.message() + suffix).c_str());
+  throw pybind11::error_already_set();
 }
 
 }  // namespace adamas::bindings

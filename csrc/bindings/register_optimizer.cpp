@@ -35,11 +35,20 @@ struct PyParameter {
   std::string name;
   std::int32_t rates;
   bool centralize;
+  bool dense_only;
+};
+
+// The gradients of one call, and what keeps their memory.
+struct Views {
+  std::vector<Gradient> grads;
+  std::vector<RowIndices> rows;       // as many as there is room for: grads point into it
+  std::vector<py::object> converted;  // kept alive until the step is done
 };
 
 class PyOptimizer {
  public:
-  // `convert(grad, array, label)` returns an array like the parameter's or raises.
+  // `convert(grad, array, label)` returns an array like the parameter's, or for sparse rows a tuple
+  // of indices and values, or raises.
   PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
               py::function convert)
       : convert_(std::move(convert)) {
@@ -48,12 +57,13 @@ class PyOptimizer {
       const BoundParameter& bound = parameters_.emplace_back(parameter.array, parameter.name);
       ParameterSpec spec;
       spec.data = bound.data();
-      spec.count = bound.array().size();
+      spec.count = bound.count();
       spec.dtype = bound.dtype();
       spec.rates = parameter.rates;
-      spec.rows = parameter.centralize ? bound.array().shape(0) : 1;
-      spec.centralize = parameter.centralize && spec.count > 0;
+      spec.rows = bound.rows();
+      spec.centralize = parameter.centralize;
       specs.push_back(spec);
+      dense_only_.push_back(parameter.dense_only);
     }
     raise(Optimizer::create(config, {specs.data(), specs.size()}, &optimizer_));
   }
@@ -65,39 +75,71 @@ class PyOptimizer {
                             std::to_string(parameters_.size()) + " parameters, got " +
                             std::to_string(list.size()));
     }
-    std::vector<const void*> views(list.size());
-    std::vector<py::object> converted;  // kept alive until the step is done
-    for (std::size_t i = 0; i < views.size(); ++i) {
-      const BoundParameter& parameter = parameters_[i];
-      const py::handle grad = PyTuple_GET_ITEM(list.ptr(), static_cast<py::ssize_t>(i));
-      views[i] = parameter.view(grad);
-      if (views[i] == nullptr) views[i] = convert(grad, i, converted);
+    Views views;
+    views.grads.resize(list.size());
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      view(PyTuple_GET_ITEM(list.ptr(), static_cast<py::ssize_t>(i)), i, list.size(), views,
+           &views.grads[i]);
     }
     // After all conversions, which run foreign code.
     for (const BoundParameter& parameter : parameters_) parameter.check_unchanged();
     Status status;
     {
       const py::gil_scoped_release released;
-      status =
-          optimizer_->step({views.data(), views.size()}, {rates.list.data(), rates.list.size()});
+      status = optimizer_->step({views.grads.data(), views.grads.size()}, span(rates));
     }
     raise(status);
   }
 
+  void begin_step(const RatesTable& rates) {
+    Status status;
+    {
+      const py::gil_scoped_release released;
+      status = optimizer_->begin_step(span(rates));
+    }
+    raise(status);
+  }
+
+  void apply(std::size_t i, py::handle grad) {
+    Views views;
+    Gradient gradient;
+    view(grad, i, 1, views, &gradient);
+    parameters_.at(i).check_unchanged();
+    Status status;
+    {
+      const py::gil_scoped_release released;
+      status = optimizer_->apply(i, gradient);
+    }
+    raise(status);
+  }
+
+  void end_step() { raise(optimizer_->end_step()); }
+
   // The state of parameter i as an array that keeps this object alive, or None.
   py::object state(StateKind kind, std::size_t i, const py::object& self) const {
     const BoundParameter& parameter = parameters_.at(i);
-    void* data = optimizer_->state(kind, i);
-    if (data == nullptr) return py::none();
     const py::array& array = parameter.array();
-    const std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
-    return py::array(array.dtype(), shape, data, self);
+    std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
+    py::dtype dtype = real_type(parameter.dtype()) == DType::float64 ? py::dtype::of<double>()
+                                                                     : py::dtype::of<float>();
+    if (kind == StateKind::row_step) {
+      shape = {parameter.rows()};
+      dtype = py::dtype::of<std::int64_t>();
+    }
+    void* data = optimizer_->state(kind, i);
+    if (data != nullptr) return py::array(dtype, shape, data, self);
+    if (parameter.count() == 0) return py::array(dtype, shape);
+    return py::none();
   }
 
   Optimizer& optimizer() { return *optimizer_; }
   const Optimizer& optimizer() const { return *optimizer_; }
 
  private:
+  static Span<const Rates> span(const RatesTable& rates) {
+    return {rates.list.data(), rates.list.size()};
+  }
+
   // A tuple holds its items while the GIL is released; a list could be changed by another thread.
   static py::tuple as_tuple(py::handle grads) {
     if (PyTuple_Check(grads.ptr())) return py::reinterpret_borrow<py::tuple>(grads);
@@ -109,25 +151,52 @@ class PyOptimizer {
         std::string(Py_TYPE(grads.ptr())->tp_name));
   }
 
-  const void* convert(py::handle grad, std::size_t i, std::vector<py::object>& converted) const {
-    const BoundParameter& parameter = parameters_[i];
+  // Views gradient i of `total`, converting it if need be.
+  void view(py::handle grad, std::size_t i, std::size_t total, Views& views,
+            Gradient* gradient) const {
+    const BoundParameter& parameter = parameters_.at(i);
+    if (parameter.view(grad, gradient)) return;
     const std::string label =
         "grads[" + std::to_string(i) + "] (for parameter '" + parameter.name() + "')";
-    const py::object array = convert_(grad, parameter.array(), label);
-    const void* view = parameter.view(array);
-    if (view == nullptr) throw py::type_error(label + " could not be converted");
-    converted.push_back(array);
-    return view;
+    const py::object result = convert_(grad, parameter.array(), label);
+    views.converted.push_back(result);
+    if (PyTuple_Check(result.ptr())) {
+      if (dense_only_[i]) {
+        throw py::value_error(label + " must be dense: the parameter has grad_centralization");
+      }
+      if (views.rows.empty()) views.rows.reserve(total);
+      gradient->rows = &views.rows.emplace_back();
+      view_rows(result, parameter, &views.rows.back(), gradient);
+    } else if (!parameter.view(result, gradient)) {
+      throw py::type_error(label + " could not be converted");
+    }
+  }
+
+  // What convert_ returned is checked once more: it decides which memory is read.
+  static void view_rows(py::handle pair, const BoundParameter& parameter, RowIndices* rows,
+                        Gradient* gradient) {
+    const auto [indices, values] = pair.cast<std::pair<py::array, py::array>>();
+    const std::int64_t row_length = parameter.rows() > 0 ? parameter.count() / parameter.rows() : 0;
+    rows->data = indices.data();
+    rows->count = indices.size();
+    rows->is_int64 = indices.itemsize() == 8;
+    gradient->values = values.data();
+    const bool fits = indices.dtype().kind() == 'i' && indices.itemsize() >= 4 &&
+                      (indices.flags() & py::array::c_style) != 0 &&
+                      (values.flags() & py::array::c_style) != 0 &&
+                      values.size() == rows->count * row_length &&
+                      find_dtype(values, &gradient->dtype) && parameter.accepts(gradient->dtype);
+    if (!fits) throw py::type_error("a sparse gradient could not be converted");
   }
 
   // Names the parameter that a status speaks of.
   void raise(const Status& status) const {
-    if (status.ok() || status.index() < 0) return raise_if_error(status);
-    const std::string& name = parameters_[static_cast<std::size_t>(status.index())].name();
-    throw py::value_error(status.message() + ": '" + name + "'");
+    const auto i = static_cast<std::size_t>(status.index());
+    raise_if_error(status, status.index() < 0 ? "" : ": '" + parameters_.at(i).name() + "'");
   }
 
   std::vector<BoundParameter> parameters_;
+  std::vector<bool> dense_only_;
   std::unique_ptr<Optimizer> optimizer_;
   py::function convert_;
 };
@@ -143,14 +212,23 @@ void register_optimizer(py::module_& module) {
       .value("moment1", StateKind::moment1)
       .value("moment2", StateKind::moment2)
       .value("vhat", StateKind::vhat)
+      .value("master", StateKind::master)
+      .value("row_step", StateKind::row_step)
+      .finalize();
+  py::native_enum<RowPolicy>(module, "RowPolicy", "enum.Enum")
+      .value("exact", RowPolicy::exact)
+      .value("lazy", RowPolicy::lazy)
+      .value("catch_up", RowPolicy::catch_up)
       .finalize();
   py::class_<RatesTable>(module, "Rates")
       .def(py::init<const std::vector<std::pair<double, double>>&>(), py::arg("pairs"));
   py::class_<PyParameter>(module, "ParameterSpec")
-      .def(py::init([](py::array array, std::string name, std::int32_t rates, bool centralize) {
-             return PyParameter{std::move(array), std::move(name), rates, centralize};
+      .def(py::init([](py::array array, std::string name, std::int32_t rates, bool centralize,
+                       bool dense_only) {
+             return PyParameter{std::move(array), std::move(name), rates, centralize, dense_only};
            }),
-           py::arg("array"), py::arg("name"), py::arg("rates"), py::arg("centralize"));
+           py::arg("array"), py::arg("name"), py::arg("rates"), py::arg("centralize"),
+           py::arg("dense_only"));
   py::class_<AdamConfig>(module, "AdamConfig")
       .def(py::init<>())
       .def_readwrite("beta1", &AdamConfig::beta1)
@@ -162,11 +240,27 @@ void register_optimizer(py::module_& module) {
       .def_readwrite("use_amsgrad", &AdamConfig::use_amsgrad)
       .def_readwrite("decoupled_weight_decay", &AdamConfig::decoupled_weight_decay)
       .def_readwrite("bias_correction", &AdamConfig::bias_correction)
+      .def_readwrite("row_policy", &AdamConfig::row_policy)
+      .def_readwrite("master_weights", &AdamConfig::master_weights)
+      .def_readwrite("use_locking", &AdamConfig::use_locking)
+      .def_readwrite("skip_nonfinite", &AdamConfig::skip_nonfinite)
+      .def_readwrite("max_grad_norm", &AdamConfig::max_grad_norm)
       .def_readwrite("num_threads", &AdamConfig::num_threads);
   py::class_<PyOptimizer>(module, "Optimizer")
       .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, py::function>(),
            py::arg("parameters"), py::arg("config"), py::arg("convert"))
       .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"))
+      .def("begin_step", &PyOptimizer::begin_step, py::arg("rates"))
+      .def("apply", &PyOptimizer::apply, py::arg("index"), py::arg("grad"))
+      .def("end_step", &PyOptimizer::end_step)
+      .def_property_readonly(
+          "last_step_skipped",
+          [](const PyOptimizer& self) { return self.optimizer().last_step_skipped(); })
+      .def_property_readonly(
+          "skipped_steps", [](const PyOptimizer& self) { return self.optimizer().skipped_steps(); })
+      .def_property_readonly(
+          "last_grad_norm",
+          [](const PyOptimizer& self) { return self.optimizer().last_grad_norm(); })
       .def(
           "state",
           [](const py::object& self, StateKind kind, std::size_t i) {

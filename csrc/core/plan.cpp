@@ -13,9 +13,9 @@ void add_rows(Plan& plan, const ParameterSpec& parameter, std::int32_t index) {
   rows.row_length = parameter.count / parameter.rows;
   rows.segments_per_row = divide_up(rows.row_length, kBlock);
   rows.first_sum = plan.segment_sums;
+  rows.first_chunk = static_cast<std::int64_t>(plan.segment_chunks.size());
   const auto rows_index = static_cast<std::int32_t>(plan.rows.size());
   plan.rows_of_parameter[static_cast<std::size_t>(index)] = rows_index;
-  plan.rows.push_back(rows);
 
   const std::int64_t segments = parameter.rows * rows.segments_per_row;
   const std::int64_t segment_length = divide_up(rows.row_length, rows.segments_per_row);
@@ -24,6 +24,8 @@ void add_rows(Plan& plan, const ParameterSpec& parameter, std::int32_t index) {
     plan.segment_chunks.push_back({rows_index, begin, std::min(begin + per_chunk, segments)});
   }
   plan.segment_sums += segments;
+  rows.last_chunk = static_cast<std::int64_t>(plan.segment_chunks.size());
+  plan.rows.push_back(rows);
 }
 
 }  // namespace
@@ -35,6 +37,7 @@ Plan make_plan(Span<const ParameterSpec> parameters) {
   for (std::size_t i = 0; i < parameters.size; ++i) {
     const ParameterSpec& parameter = parameters[i];
     const auto index = static_cast<std::int32_t>(i);
+    plan.blocks_of_parameter.push_back(static_cast<std::int64_t>(plan.blocks.size()));
     if (parameter.centralize && parameter.count > 0) add_rows(plan, parameter, index);
     for (std::int64_t begin = 0; begin < parameter.count; begin += kBlock) {
       const std::int64_t count = std::min(kBlock, parameter.count - begin);
@@ -47,6 +50,7 @@ Plan make_plan(Span<const ParameterSpec> parameters) {
     }
   }
   plan.chunks.push_back(static_cast<std::int64_t>(plan.blocks.size()));
+  plan.blocks_of_parameter.push_back(static_cast<std::int64_t>(plan.blocks.size()));
   return plan;
 }
 

@@ -27,7 +27,9 @@ struct Rows {
   std::int32_t parameter;
   std::int64_t row_length;
   std::int64_t segments_per_row;
-  std::int64_t first_sum;  // where the segment sums of its first row stand
+  std::int64_t first_sum;    // where the segment sums of its first row stand
+  std::int64_t first_chunk;  // its segment chunks are [first_chunk, last_chunk)
+  std::int64_t last_chunk;
 };
 
 // Consecutive segments of one centralized parameter.
@@ -39,7 +41,8 @@ struct SegmentChunk {
 
 struct Plan {
   std::vector<Block> blocks;
-  std::vector<std::int64_t> chunks;  // chunk k is blocks [chunks[k], chunks[k + 1])
+  std::vector<std::int64_t> chunks;               // chunk k is blocks [chunks[k], chunks[k + 1])
+  std::vector<std::int64_t> blocks_of_parameter;  // i has [blocks_of_parameter[i], ..[i + 1])
   std::vector<Rows> rows;
   std::vector<std::int32_t> rows_of_parameter;  // index into `rows`, or -1
   std::vector<SegmentChunk> segment_chunks;

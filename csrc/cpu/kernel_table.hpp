@@ -10,8 +10,14 @@
 
 namespace adamas::cpu {
 
-// A run of elements of one tensor: five arrays that do not overlap.  `vhat` is null unless the
-// variant has kAmsgrad.
+// Indices of the tables: the types of arithmetic, and the types that are only stored.
+inline constexpr std::size_t kReals = 2;   // float32, float64
+inline constexpr std::size_t kHalves = 2;  // float16, bfloat16
+constexpr std::size_t real_index(DType real) { return real == DType::float64 ? 1 : 0; }
+constexpr std::size_t half_index(DType half) { return half == DType::bfloat16 ? 1 : 0; }
+
+// A run of elements of one tensor, all of one real type: five arrays that do not overlap.  `vhat`
+// is null unless the variant has kAmsgrad.
 struct DenseSpan {
   void* param;
   const void* grad;
@@ -21,7 +27,7 @@ struct DenseSpan {
   std::int64_t count;
 };
 
-// The scalars of one step, for every element type.
+// The scalars of one step, for every real type.
 struct StepScalars {
   rules::Scalars<float> float32;
   rules::Scalars<double> float64;
@@ -33,9 +39,31 @@ using DenseKernel = void (*)(const DenseSpan& span, const StepScalars& scalars, 
 // The sum of the gradients (as the rule sees them) of a run, in a fixed order of additions.
 using RowSumKernel = double (*)(const DenseSpan& span, const StepScalars& scalars);
 
+// The sum of squares of a run, in a fixed order of additions, and whether all are finite.
+struct Measure {
+  double squares;
+  bool finite;
+};
+using MeasureKernel = Measure (*)(const void* values, std::int64_t count);
+
+// sum[i] += values[i]
+using AddKernel = void (*)(void* sum, const void* values, std::int64_t count);
+
+// values[i] *= factor
+using ScaleKernel = void (*)(void* values, double factor, std::int64_t count);
+
+// Between a 16-bit type and float32; storing rounds to nearest even.
+using LoadKernel = void (*)(const void* halves, float* values, std::int64_t count);
+using StoreKernel = void (*)(const float* values, void* halves, std::int64_t count);
+
 struct KernelTable {
-  DenseKernel dense[kDTypes][rules::kVariants];
-  RowSumKernel row_sum[kDTypes][2];  // without and with kL2
+  DenseKernel dense[kReals][rules::kVariants];
+  RowSumKernel row_sum[kReals][2];  // without and with kL2
+  MeasureKernel measure[kReals];
+  AddKernel add[kReals];
+  ScaleKernel scale[kReals];
+  LoadKernel load[kHalves];
+  StoreKernel store[kHalves];
 };
 
 }  // namespace adamas::cpu

@@ -5,6 +5,7 @@
 // different objects, and the baseline could then run an AVX-512 copy.  For the same reason nothing
 // from the standard library that has a body is used.
 #include "cpu/kernel_table.hpp"
+#include "rules/half.hpp"
 
 #define ADAMAS_JOIN2(a, b) a##b
 #define ADAMAS_JOIN(a, b) ADAMAS_JOIN2(a, b)
@@ -41,9 +42,20 @@ void dense(const DenseSpan& span, const StepScalars& step_scalars, double row_me
   }
 }
 
-// Sums in double over kLanes interleaved lanes, then as a tree: the order of additions depends on
-// the position in the row alone, and is the one that the CUDA backend uses.
+// Sums go in double over kLanes interleaved lanes, then as a tree: the order of additions depends
+// on the position in the run alone, and is the one that the CUDA backend uses.
 constexpr int kLanes = 16;
+
+struct Lanes {
+  double sum[kLanes] = {};
+
+  double total() {
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+      for (int j = 0; j < width; ++j) sum[j] += sum[j + width];
+    }
+    return sum[0];
+  }
+};
 
 template <class Real, unsigned variant>
 double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
@@ -51,40 +63,103 @@ double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
   const Real* __restrict param = static_cast<const Real*>(span.param);
   const Real* __restrict grad = static_cast<const Real*>(span.grad);
   const std::int64_t whole = span.count - span.count % kLanes;
-  double lanes[kLanes] = {};
+  Lanes lanes;
   for (std::int64_t i = 0; i < whole; i += kLanes) {
     for (int j = 0; j < kLanes; ++j) {
-      lanes[j] +=
+      lanes.sum[j] +=
           static_cast<double>(rules::decayed_gradient<variant>(grad[i + j], param[i + j], scalars));
     }
   }
   for (std::int64_t i = whole; i < span.count; ++i) {
-    lanes[i - whole] +=
+    lanes.sum[i - whole] +=
         static_cast<double>(rules::decayed_gradient<variant>(grad[i], param[i], scalars));
   }
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
-  }
-  return lanes[0];
+  return lanes.total();
 }
 
-// Fills the row of one element type, variant by variant.
+// A difference of a value with itself is 0, or NaN if the value is not finite; so is their sum.
+template <class Real>
+Measure measure(const void* source, std::int64_t count) {
+  const Real* __restrict values = static_cast<const Real*>(source);
+  const std::int64_t whole = count - count % kLanes;
+  Lanes squares;
+  Real residue[kLanes] = {};
+  for (std::int64_t i = 0; i < whole; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) {
+      const double value = static_cast<double>(values[i + j]);
+      squares.sum[j] = rules::multiply_add(value, value, squares.sum[j]);
+      residue[j] += values[i + j] - values[i + j];
+    }
+  }
+  for (std::int64_t i = whole; i < count; ++i) {
+    const double value = static_cast<double>(values[i]);
+    squares.sum[i - whole] = rules::multiply_add(value, value, squares.sum[i - whole]);
+    residue[i - whole] += values[i] - values[i];
+  }
+  bool finite = true;
+  for (const Real one : residue) finite = finite && one == 0;
+  return {squares.total(), finite};
+}
+
+template <class Real>
+void add(void* target, const void* source, std::int64_t count) {
+  Real* __restrict sum = static_cast<Real*>(target);
+  const Real* __restrict values = static_cast<const Real*>(source);
+  for (std::int64_t i = 0; i < count; ++i) sum[i] += values[i];
+}
+
+template <class Real>
+void scale(void* target, double factor, std::int64_t count) {
+  Real* __restrict values = static_cast<Real*>(target);
+  const Real real_factor = static_cast<Real>(factor);
+  for (std::int64_t i = 0; i < count; ++i) values[i] *= real_factor;
+}
+
+template <class Half>
+void load(const void* source, float* __restrict values, std::int64_t count) {
+  const std::uint16_t* __restrict halves = static_cast<const std::uint16_t*>(source);
+  for (std::int64_t i = 0; i < count; ++i) values[i] = Half::load(halves[i]);
+}
+
+template <class Half>
+void store(const float* __restrict values, void* target, std::int64_t count) {
+  std::uint16_t* __restrict halves = static_cast<std::uint16_t*>(target);
+  for (std::int64_t i = 0; i < count; ++i) halves[i] = Half::store(values[i]);
+}
+
+// Fills the row of one real type, variant by variant.
 template <class Real, unsigned variant = 0>
-constexpr void fill(DenseKernel* kernels) {
+constexpr void fill_dense(DenseKernel* kernels) {
   if constexpr (variant < rules::kVariants) {
     kernels[variant] = dense<Real, variant>;
-    fill<Real, variant + 1>(kernels);
+    fill_dense<Real, variant + 1>(kernels);
   }
+}
+
+template <class Real>
+constexpr void fill_real(KernelTable& table, DType real) {
+  const std::size_t i = real_index(real);
+  fill_dense<Real>(table.dense[i]);
+  table.row_sum[i][0] = row_sum<Real, 0>;
+  table.row_sum[i][1] = row_sum<Real, rules::kL2>;
+  table.measure[i] = measure<Real>;
+  table.add[i] = add<Real>;
+  table.scale[i] = scale<Real>;
+}
+
+template <class Half>
+constexpr void fill_half(KernelTable& table, DType half) {
+  const std::size_t i = half_index(half);
+  table.load[i] = load<Half>;
+  table.store[i] = store<Half>;
 }
 
 constexpr KernelTable make_table() {
   KernelTable table{};
-  fill<float>(table.dense[static_cast<int>(DType::float32)]);
-  fill<double>(table.dense[static_cast<int>(DType::float64)]);
-  table.row_sum[static_cast<int>(DType::float32)][0] = row_sum<float, 0>;
-  table.row_sum[static_cast<int>(DType::float32)][1] = row_sum<float, rules::kL2>;
-  table.row_sum[static_cast<int>(DType::float64)][0] = row_sum<double, 0>;
-  table.row_sum[static_cast<int>(DType::float64)][1] = row_sum<double, rules::kL2>;
+  fill_real<float>(table, DType::float32);
+  fill_real<double>(table, DType::float64);
+  fill_half<rules::Float16>(table, DType::float16);
+  fill_half<rules::BFloat16>(table, DType::bfloat16);
   return table;
 }
 

@@ -18,6 +18,7 @@ namespace cpu {
 namespace {
 
 constexpr auto kSpinTime = std::chrono::microseconds(50);  // wake-ups cost about as much
+constexpr std::uint32_t kNoChunk = ~std::uint32_t{0};
 constexpr int kPausesPerLook = 64;
 constexpr int kPausesBeforeYield = 4096;
 
@@ -72,9 +73,12 @@ void ThreadPool::run(Task task, void* context, std::int64_t chunks) noexcept {
   unfinished_.store(chunks, std::memory_order_relaxed);
   const std::uint32_t job = job_.load(std::memory_order_relaxed) + 1;
   for (int lane = 0; lane < threads_; ++lane) {
+    // A worker may still look at this lane for the last job.  Its claims fail from here on, and it
+    // can't see the new end before that.
+    lanes_[lane].cursor.store(std::uint64_t{job} << 32 | kNoChunk, std::memory_order_release);
     const auto begin = static_cast<std::uint64_t>(chunks * lane / threads_);
     const auto end = static_cast<std::uint32_t>(chunks * (lane + 1) / threads_);
-    lanes_[lane].end.store(end, std::memory_order_relaxed);
+    lanes_[lane].end.store(end, std::memory_order_release);
     lanes_[lane].cursor.store(std::uint64_t{job} << 32 | begin, std::memory_order_release);
   }
   job_.store(job, std::memory_order_seq_cst);
@@ -98,7 +102,7 @@ void ThreadPool::drain(int lane, std::uint32_t job) noexcept {
     std::uint64_t cursor = share.cursor.load(std::memory_order_acquire);
     while (static_cast<std::uint32_t>(cursor >> 32) == job) {
       const auto chunk = static_cast<std::uint32_t>(cursor);
-      if (chunk >= share.end.load(std::memory_order_relaxed)) break;
+      if (chunk >= share.end.load(std::memory_order_acquire)) break;
       if (!share.cursor.compare_exchange_weak(cursor, cursor + 1, std::memory_order_acq_rel,
                                               std::memory_order_acquire)) {
         continue;

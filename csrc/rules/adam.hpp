@@ -10,7 +10,7 @@
 //   v = fma(one_minus_beta2 * g, g, beta2 * v)
 //   w = v if v > w else w                      kAmsgrad; else w = v
 //   n = fma(one_minus_beta1, g, beta1 * m)     kNesterov; else n = m
-//   p = fma(negative_step, n / fma(sqrt(w), inverse_correction, eps), keep * p)
+//   p = fma(negative_step, n / (sqrt(w) + eps), keep * p)
 //
 // (Kingma and Ba 2015, Algorithm 1; Dozat 2016; Reddi et al. 2018; Loshchilov and Hutter 2019.)
 // The scalars are folded once per step in double (fold.hpp), which is also where bias correction,
@@ -34,16 +34,15 @@ enum Variant : unsigned {
 // loss divided by `fraction` (fold.hpp); the constants that multiply it carry the factor.
 template <class Real>
 struct Scalars {
-  Real grad_scale;          // the power of two at or above clip / loss_scale
-  Real decay;               // weight_decay / fraction
-  Real beta1;               //
-  Real one_minus_beta1;     // (1 - beta1) * fraction
-  Real beta2;               //
-  Real one_minus_beta2;     // (1 - beta2) * fraction^2
-  Real keep;                // 1 - lr * weight_decay if decoupled, else 1
-  Real negative_step;       // -lr / (1 - beta1^t)
-  Real inverse_correction;  // 1 / sqrt(1 - beta2^t)
-  Real eps;                 //
+  Real grad_scale;       // the power of two at or above clip / loss_scale
+  Real decay;            // weight_decay / fraction
+  Real beta1;            //
+  Real one_minus_beta1;  // (1 - beta1) * fraction
+  Real beta2;            //
+  Real one_minus_beta2;  // (1 - beta2) * fraction^2
+  Real keep;             // 1 - lr * weight_decay if decoupled, else 1
+  Real negative_step;    // -lr * sqrt(1 - beta2^t) / (1 - beta1^t)
+  Real eps;              // times sqrt(1 - beta2^t) in numerics "standard"
 };
 
 // The gradient before centralization, as the rule and the row sums see it.
@@ -70,7 +69,7 @@ ADAMAS_RULE void adam(Real& param, Real grad, Real& moment1, Real& moment2, Real
   if constexpr ((variant & kNesterov) != 0) {
     numerator = multiply_add(s.one_minus_beta1, g, s.beta1 * m);
   }
-  const Real denominator = multiply_add(square_root(second), s.inverse_correction, s.eps);
+  const Real denominator = square_root(second) + s.eps;
   param = multiply_add(s.negative_step, numerator / denominator, s.keep * param);
 }
 

@@ -26,14 +26,21 @@ ADAMAS_RULE DoublePair multiply(DoublePair a, DoublePair b) {
   return {high, low - (high - product)};
 }
 
-// t >= 0, 0 < beta < 1.
-ADAMAS_RULE double one_minus_power(double beta, std::int64_t t) {
+// beta^t for t >= 0 and 0 < beta < 1.
+ADAMAS_RULE DoublePair pair_power(double beta, std::int64_t t) {
   DoublePair power{1.0, 0.0};
   DoublePair square{beta, 0.0};
   for (; t > 0 && power.high > 0.0; t >>= 1) {
     if ((t & 1) != 0) power = multiply(power, square);
     square = multiply(square, square);
   }
+  return power;
+}
+
+ADAMAS_RULE double power(double beta, std::int64_t t) { return pair_power(beta, t).high; }
+
+ADAMAS_RULE double one_minus_power(double beta, std::int64_t t) {
+  const DoublePair power = pair_power(beta, t);
   return (1.0 - power.high) - power.low;
 }
 

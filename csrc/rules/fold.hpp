@@ -3,7 +3,10 @@
 // All in double, rounded once to the element type at the end.  The factor on the gradient,
 // clip / loss_scale, is split into a power of two, with which each gradient is multiplied exactly,
 // and a `fraction` in (1/2, 1], which goes into the constants: no loss scale costs an operation
-// or a bit.  Bias correction, the two numerics and AdamWeightDecay differ in these scalars only.
+// or a bit.  Bias correction, the two numerics and AdamWeightDecay differ in these scalars only:
+// with r = sqrt(1 - beta2^t), lr / (1 - beta1^t) * m / (sqrt(v) / r + eps), the formula of
+// "standard", is lr * r / (1 - beta1^t) * m / (sqrt(v) + r * eps), and "mindspore" has eps in place
+// of r * eps.
 #pragma once
 
 #include <cmath>
@@ -52,10 +55,9 @@ Scalars<Real> fold(const AdamConfig& config, const Rates& rates, const Correctio
   s.beta2 = static_cast<Real>(config.beta2);
   s.one_minus_beta2 = static_cast<Real>((1.0 - config.beta2) * fraction * fraction);
   s.keep = static_cast<Real>(1.0 - learning_rate * decoupled);
-  s.negative_step = static_cast<Real>(-learning_rate * (standard ? 1.0 : correction.second_root) /
-                                      correction.first);
-  s.inverse_correction = static_cast<Real>(standard ? 1.0 / correction.second_root : 1.0);
-  s.eps = static_cast<Real>(config.eps);
+  const double root = correction.second_root;
+  s.negative_step = static_cast<Real>(-learning_rate * root / correction.first);
+  s.eps = static_cast<Real>(standard ? root * config.eps : config.eps);
   return s;
 }
 

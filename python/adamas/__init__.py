@@ -22,7 +22,7 @@ from .loss_scale import (
     FixedLossScaleUpdateCell,
     all_finite,
 )
-from .parameter import Parameter
+from .parameter import Parameter, RowTensor
 from .schedules import (
     CosineDecayLR,
     ExponentialDecayLR,
@@ -48,6 +48,7 @@ __all__ = [
     "NaturalExpDecayLR",
     "Parameter",
     "PolynomialDecayLR",
+    "RowTensor",
     "WarmUpLR",
     "WeightDecaySchedule",
     "__version__",

@@ -2,7 +2,6 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 __version__: str
@@ -23,13 +22,25 @@ class StateKind(Enum):
     moment1 = 0
     moment2 = 1
     vhat = 2
+    master = 3
+    row_step = 4
+
+class RowPolicy(Enum):
+    exact = 0
+    lazy = 1
+    catch_up = 2
 
 class Rates:
     def __init__(self, pairs: Sequence[tuple[float, float]]) -> None: ...
 
 class ParameterSpec:
     def __init__(
-        self, array: npt.NDArray[Any], name: str, rates: int, centralize: bool
+        self,
+        array: npt.NDArray[Any],
+        name: str,
+        rates: int,
+        centralize: bool,
+        dense_only: bool,
     ) -> None: ...
 
 class AdamConfig:
@@ -42,6 +53,11 @@ class AdamConfig:
     use_amsgrad: bool
     decoupled_weight_decay: bool
     bias_correction: bool
+    row_policy: RowPolicy
+    master_weights: bool
+    use_locking: bool
+    skip_nonfinite: bool
+    max_grad_norm: float
     num_threads: int
     def __init__(self) -> None: ...
 
@@ -50,10 +66,22 @@ class Optimizer:
         self,
         parameters: Sequence[ParameterSpec],
         config: AdamConfig,
-        convert: Callable[[object, npt.NDArray[Any], str], npt.NDArray[Any]],
+        convert: Callable[
+            [object, npt.NDArray[Any], str],
+            npt.NDArray[Any] | tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        ],
     ) -> None: ...
     def step(self, grads: object, rates: Rates) -> None: ...
-    def state(self, kind: StateKind, index: int) -> npt.NDArray[np.floating[Any]] | None: ...
+    def begin_step(self, rates: Rates) -> None: ...
+    def apply(self, index: int, grad: object) -> None: ...
+    def end_step(self) -> None: ...
+    @property
+    def last_step_skipped(self) -> bool: ...
+    @property
+    def skipped_steps(self) -> int: ...
+    @property
+    def last_grad_norm(self) -> float: ...
+    def state(self, kind: StateKind, index: int) -> npt.NDArray[Any] | None: ...
     global_step: int
     @property
     def state_nbytes(self) -> int: ...

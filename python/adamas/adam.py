@@ -15,6 +15,37 @@ _NUMERICS = {
 }
 
 
+_MAX_THREADS = 4096
+
+_ROW_POLICIES = {
+    "exact": _core.RowPolicy.exact,
+    "lazy": _core.RowPolicy.lazy,
+    "catch_up": _core.RowPolicy.catch_up,
+}
+
+
+def _row_policy(name: Any, lazy: bool) -> _core.RowPolicy:
+    if name is None:
+        return _core.RowPolicy.lazy if lazy else _core.RowPolicy.exact
+    policy = _ROW_POLICIES[validation.choice("row_policy", name, tuple(_ROW_POLICIES))]
+    if lazy and policy is not _core.RowPolicy.lazy:
+        raise ValueError(f"use_lazy must not be True together with row_policy={name!r}")
+    return policy
+
+
+def _check_comm(comm: Any, use_amsgrad: bool) -> None:
+    """Refuse communicators of several processes."""
+    if not callable(getattr(comm, "Get_size", None)):
+        raise TypeError(f"comm must have a method Get_size(), got {validation.shown(comm)}")
+    size = int(comm.Get_size())
+    if size > 1 and use_amsgrad:
+        raise ValueError(f"use_amsgrad must not be True with a comm of {size} processes")
+    if size > 1:
+        raise NotImplementedError(
+            f"comm must have one process, got {size}: state is not sharded over processes yet"
+        )
+
+
 def _config(beta1: Any, beta2: Any, eps: Any, numerics: str, num_threads: Any) -> _core.AdamConfig:
     """Check the options that both optimizers have."""
     config = _core.AdamConfig()
@@ -27,7 +58,9 @@ def _config(beta1: Any, beta2: Any, eps: Any, numerics: str, num_threads: Any) -
         config.beta2 = float(np.float32(config.beta2))
         config.eps = float(np.float32(config.eps))
     if num_threads is not None:
-        config.num_threads = validation.integer("num_threads", num_threads, minimum=1)
+        config.num_threads = validation.integer(
+            "num_threads", num_threads, minimum=1, maximum=_MAX_THREADS
+        )
     return config
 
 
@@ -59,7 +92,9 @@ class Adam(Optimizer):
     eps : float, default 1e-8
         Added to the denominator, > 0.
     use_locking : bool, default False
-        Whether calls from several threads happen one after the other, schedules included.
+        Whether concurrent calls give the result of some serial order, bit for bit, schedules
+        included: calls on this optimizer, and on others with ``use_locking`` that hold the same
+        memory or views of it. Without it such calls may interleave.
     use_nesterov : bool, default False
         Whether the numerator looks one step ahead: :math:`\beta_1 m + (1 - \beta_1) g`
         (Dozat, 2016).
@@ -71,7 +106,7 @@ class Adam(Optimizer):
     use_amsgrad : bool, default False
         Whether the denominator uses the largest :math:`v` so far (Reddi et al., 2018).
     use_lazy : bool, default False
-        Whether a sparse gradient updates its own rows only. Makes no difference to dense ones.
+        Whether a sparse gradient updates its own rows only: ``row_policy="lazy"``.
     use_offload : bool, default False
         Whether the moments live and the update runs on the host, which for parameters in CPU
         memory is the case anyway.
@@ -82,6 +117,24 @@ class Adam(Optimizer):
     decoupled_weight_decay : bool, default False, keyword only
         Whether ``weight_decay`` shrinks the parameter by ``lr * weight_decay`` instead of being
         added to the gradient: AdamW (Loshchilov and Hutter, 2019).
+    row_policy : {"exact", "lazy", "catch_up"}, optional, keyword only
+        What a step does with the rows that a sparse gradient does not list. "exact", the default:
+        they get the gradient zero, so that the result has the bits of the dense call; moments
+        decay, and the row moves. "lazy": nothing, as in torch's SparseAdam. "catch_up": nothing
+        until they are listed again; then their moments first decay by ``beta**n`` for the n steps
+        missed, and so equal those of "exact" up to rounding (without L2 weight decay), while the
+        parameter has not moved in between.
+    max_grad_norm : float or int, optional, keyword only
+        If the Euclidean norm over all gradients together (divided by ``loss_scale``) is larger,
+        all are scaled down to it (Pascanu et al., 2013). Costs one more read of the gradients.
+    skip_nonfinite : bool, default False, keyword only
+        Whether a step whose gradients hold a NaN or an infinity changes nothing but
+        `skipped_steps` and `last_step_skipped`.
+    master_weights : bool, default False, keyword only
+        Whether float32 copies of 16-bit parameters are kept and updated, from which the parameter
+        is rounded to nearest even. They start from the parameter and rule from then on.
+    comm : communicator, optional, keyword only
+        An mpi4py communicator, or anything with ``Get_size()``, of one process.
     num_threads : int, optional, keyword only
         How many threads a large step uses; all cores of the process by default. The result has the
         same bits for any number.
@@ -93,12 +146,15 @@ class Adam(Optimizer):
         ``beta1``, ``beta2`` and ``eps`` must be float.
     ValueError
         If a value is out of its range, NaN or infinite; if flags exclude each other (``use_lazy``
-        with ``use_offload``, ``use_amsgrad`` with either); if a parameter stands twice in a list or
+        with ``use_offload`` or another ``row_policy``, ``use_amsgrad`` with either or with a
+        ``comm`` of more than one process); if a parameter stands twice in a list or
         shares memory with another.
     KeyError
         If a keyword or the key of a group is unknown.
     RuntimeError
         If a parameter stands in two groups.
+    NotImplementedError
+        If ``comm`` has more than one process.
 
     Examples
     --------
@@ -129,6 +185,11 @@ class Adam(Optimizer):
         use_offload: bool = False,
         numerics: str = "standard",
         decoupled_weight_decay: bool = False,
+        row_policy: str | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        master_weights: bool = False,
+        comm: Any = None,
         num_threads: int | None = None,
         **unknown: Any,
     ) -> None:
@@ -145,20 +206,21 @@ class Adam(Optimizer):
         config.decoupled_weight_decay = validation.flag(
             "decoupled_weight_decay", decoupled_weight_decay
         )
+        config.use_locking = validation.flag("use_locking", use_locking)
+        config.skip_nonfinite = validation.flag("skip_nonfinite", skip_nonfinite)
+        config.master_weights = validation.flag("master_weights", master_weights)
+        if max_grad_norm is not None:
+            config.max_grad_norm = validation.real("max_grad_norm", max_grad_norm, above=0.0)
         lazy = validation.flag("use_lazy", use_lazy)
         offload = validation.flag("use_offload", use_offload)
         if lazy and offload:
             raise ValueError("use_lazy and use_offload must not both be True")
-        if config.use_amsgrad and (lazy or offload):
+        config.row_policy = _row_policy(row_policy, lazy)
+        if config.use_amsgrad and (config.row_policy is _core.RowPolicy.lazy or offload):
             raise ValueError("use_amsgrad must not be True together with use_lazy or use_offload")
-        super().__init__(
-            params,
-            learning_rate,
-            weight_decay,
-            config,
-            use_locking=validation.flag("use_locking", use_locking),
-            use_offload=offload,
-        )
+        if comm is not None:
+            _check_comm(comm, config.use_amsgrad)
+        super().__init__(params, learning_rate, weight_decay, config, use_offload=offload)
 
 
 class AdamWeightDecay(Optimizer):

@@ -2,7 +2,8 @@
 
 A parameter is written to, so a copy would lose the update: what cannot be used in place is refused.
 A gradient is only read, so one that is strided, of another float width or from another library is
-converted; the price is a temporary array and a pass over it.
+converted; the price is a temporary array and a pass over it. The native step calls `gradient` for
+every gradient that it cannot read as it is.
 """
 
 from __future__ import annotations
@@ -18,15 +19,23 @@ FloatArray = npt.NDArray[Any]
 def _from_foreign(value: object) -> FloatArray | None:
     """View an object's memory as a NumPy array without a copy, or return None.
 
-    Tries the buffer protocol, then DLPack (a torch tensor; its gradient tracking does not matter
-    here, so a tensor that requires gradients is detached first).
+    Tries the buffer protocol, then ``numpy()`` if the object says where its data is (a torch
+    tensor), then DLPack, which NumPy before 2.1 imports as read-only. Gradient tracking does not
+    matter here, so a tensor that requires gradients is detached first.
     """
     try:
         return np.asarray(memoryview(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, BufferError):
         pass
     detach = getattr(value, "detach", None)
-    exporter = detach() if callable(detach) else value
+    exporter: Any = detach() if callable(detach) else value
+    if hasattr(exporter, "data_ptr") and hasattr(exporter, "numpy"):
+        try:
+            array = exporter.numpy()
+        except (RuntimeError, TypeError):  # sparse, on a GPU, or of a type that NumPy lacks
+            return None
+        if array.__array_interface__["data"][0] == exporter.data_ptr():
+            return np.asarray(array)
     if hasattr(exporter, "__dlpack__"):
         try:
             return np.from_dlpack(exporter)
@@ -35,13 +44,25 @@ def _from_foreign(value: object) -> FloatArray | None:
     return None
 
 
+def _is_native_float(dtype: np.dtype[Any]) -> bool:
+    """Whether the native side knows the type as it is."""
+    known = dtype.name in ("float32", "float64", "float16", "bfloat16")
+    return known and dtype.isnative
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether the type is real floating point; those of ml_dtypes are no NumPy floats."""
+    return np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
+
+
 def parameter_array(data: object) -> FloatArray:
     """Return the NumPy view of a parameter's memory.
 
     Raises
     ------
     TypeError
-        If ``data`` exports no array memory or holds another type than float32 and float64.
+        If ``data`` exports no array memory, or of another type than float32, float64, float16 and
+        bfloat16.
     ValueError
         If the memory is read-only, not C-contiguous or not aligned: what must change is named.
     """
@@ -51,10 +72,10 @@ def parameter_array(data: object) -> FloatArray:
             "data must be a NumPy array, or export writable CPU memory by the buffer protocol or "
             f"DLPack, got {type(data).__name__}"
         )
-    if array.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+    if not _is_native_float(array.dtype):
         raise TypeError(
-            f"data must be float32 or float64 in native byte order, got {array.dtype.str} "
-            f"({array.dtype})"
+            "data must be float32, float64, float16 or bfloat16 in native byte order, got "
+            f"{array.dtype.str} ({array.dtype})"
         )
     if not array.flags.writeable:
         raise ValueError("data must be writable, because it is updated in place; it is read-only")
@@ -69,41 +90,104 @@ def parameter_array(data: object) -> FloatArray:
     return array
 
 
-def gradient_array(grad: object, like: FloatArray, label: str) -> FloatArray:
-    """Return a gradient as a contiguous array with the shape and type of its parameter.
+def gradient(
+    grad: object, like: FloatArray, label: str
+) -> FloatArray | tuple[npt.NDArray[Any], FloatArray]:
+    """Return a gradient in the form that the native step reads.
 
     Parameters
     ----------
     grad
-        A NumPy array or scalar of any real float type and any strides, or an object that exports
-        CPU memory by the buffer protocol or DLPack.
+        A dense gradient: a NumPy array or scalar of any real float type and any strides, or an
+        object that exports CPU memory by the buffer protocol or DLPack. Or a sparse one: a
+        RowTensor, a SciPy sparse matrix, or a torch sparse COO tensor over rows.
     like
         The parameter's array.
     label
         What messages call the gradient.
 
+    Returns
+    -------
+    array, or tuple of arrays
+        A contiguous array of the parameter's shape; or the indices and values of rows.
+
     Raises
     ------
     TypeError
-        If ``grad`` is not an array or not of a real float type.
+        If ``grad`` is not an array or not of a real float type, or indices are not integers.
     ValueError
-        If its shape is not the parameter's.
+        If a shape is wrong.
     """
-    if isinstance(grad, (np.ndarray, np.floating)):
+    rows = _rows_of(grad)
+    if rows is not None:
+        return _row_arrays(*rows, like, label)
+    return _dense(grad, like.shape, like.dtype, label)
+
+
+def _dense(grad: object, shape: tuple[int, ...], dtype: np.dtype[Any], label: str) -> FloatArray:
+    if isinstance(grad, (np.ndarray, np.generic)):
         array: FloatArray | None = np.asarray(grad)
     else:
         array = _from_foreign(grad)
     if array is None:
         raise TypeError(
-            f"{label} must be an array of shape {like.shape} and type {like.dtype}, "
-            f"got {type(grad).__name__}"
+            f"{label} must be an array of shape {shape} and type {dtype}, got {type(grad).__name__}"
         )
-    if not np.issubdtype(array.dtype, np.floating):
+    if not _is_float(array.dtype):
         raise TypeError(
             f"{label} must be of a float type, got {array.dtype}; "
-            f"convert it with .astype({like.dtype.name!r})"
+            f"convert it with .astype({dtype.name!r})"
         )
-    if array.shape != like.shape:
-        raise ValueError(f"{label} must have shape {like.shape}, got {array.shape}")
-    with np.errstate(over="ignore"):  # what is too large becomes infinity, as everywhere
-        return np.require(array, dtype=like.dtype, requirements=["C_CONTIGUOUS", "ALIGNED"])
+    if array.shape != shape:
+        raise ValueError(f"{label} must have shape {shape}, got {array.shape}")
+    return np.require(_in_step_type(array, dtype), requirements=["C_CONTIGUOUS", "ALIGNED"])
+
+
+def _in_step_type(array: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
+    """Convert to a type that the native step reads for a parameter of type ``dtype``.
+
+    That is float64 for float64, and float32 or 16 bits for all others: a 16-bit parameter's
+    gradient keeps float32's precision. What is too large becomes infinity, as everywhere.
+    """
+    is_double = dtype == np.float64
+    if _is_native_float(array.dtype) and (array.dtype == np.float64) == is_double:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float64 if is_double else np.float32)
+
+
+def _rows_of(grad: Any) -> tuple[Any, Any, Any] | None:
+    """Return indices, values and shape of a sparse gradient, or None if it is not one."""
+    if hasattr(grad, "indices") and hasattr(grad, "values") and hasattr(grad, "dense_shape"):
+        return grad.indices, grad.values, grad.dense_shape
+    if hasattr(grad, "tocsr") and hasattr(grad, "shape"):  # SciPy
+        matrix = grad.tocsr()
+        rows = np.flatnonzero(np.diff(matrix.indptr))
+        return rows, matrix[rows].toarray(), matrix.shape
+    if getattr(grad, "is_sparse", False) is True and hasattr(grad, "_indices"):  # torch COO
+        return grad._indices(), grad._values(), tuple(grad.shape)
+    return None
+
+
+def _row_arrays(
+    indices: Any, values: Any, dense_shape: Any, like: FloatArray, label: str
+) -> tuple[npt.NDArray[Any], FloatArray]:
+    """Check the parts of a sparse gradient; whether indices are in range is checked natively."""
+    if like.ndim == 0:
+        raise ValueError(f"{label} must be dense: a parameter without axes has no rows")
+    if tuple(dense_shape) != like.shape:
+        raise ValueError(f"{label} must have dense_shape {like.shape}, got {tuple(dense_shape)}")
+    rows = indices if isinstance(indices, np.ndarray) else _from_foreign(indices)
+    if rows is None:
+        rows = np.asarray(indices)
+    if rows.ndim == 2 and rows.shape[0] == 1:  # torch: one sparse axis
+        rows = rows[0]
+    if rows.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
+        raise TypeError(f"{label} must have indices of type int32 or int64, got {rows.dtype}")
+    if rows.ndim != 1:
+        raise ValueError(f"{label} must have indices of shape (k,), got {rows.shape}")
+    shape = (len(rows), *like.shape[1:])
+    return (
+        np.require(rows, requirements=["C_CONTIGUOUS", "ALIGNED"]),
+        _dense(values, shape, like.dtype, f"the values of {label}"),
+    )

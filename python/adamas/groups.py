@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import validation
@@ -57,7 +57,6 @@ def resolve(params: Any, defaults: Defaults, book: RateBook) -> tuple[list[Param
             wanted = "a dict, like the first one" if grouped else "a Parameter"
             raise TypeError(f"params[{i}] must be {wanted}, got {validation.shown(item)}")
     options = _from_groups(items, defaults, book) if grouped else _from_list(items, defaults)
-    _check_names(options)
     return options, grouped
 
 
@@ -68,32 +67,43 @@ def _listed(name: str, value: Any) -> list[Any]:
     raise TypeError(f"{name} must be an iterable of Parameters, got {validation.shown(value)}")
 
 
-def _name(parameter: Parameter, position: int) -> str:
-    return f"param{position}" if parameter.name is None else parameter.name
-
-
-def _check_names(options: list[ParameterOptions]) -> None:
-    seen: set[str] = set()
-    for option in options:
-        if option.name in seen:
-            raise ValueError(f"params must have different names, got {option.name!r} twice")
-        seen.add(option.name)
+def _names(parameters: Iterable[Parameter]) -> list[str]:
+    """Return the names of all parameters; one without gets one from its position."""
+    listed = list(parameters)
+    taken: set[str] = set()
+    for parameter in listed:
+        if parameter.name in taken:
+            raise ValueError(f"params must have different names, got {parameter.name!r} twice")
+        if parameter.name is not None:
+            taken.add(parameter.name)
+    names = []
+    for i, parameter in enumerate(listed):
+        name = parameter.name
+        if name is None:
+            name = f"param{i}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        names.append(name)
+    return names
 
 
 def _from_list(parameters: list[Parameter], defaults: Defaults) -> list[ParameterOptions]:
-    options: list[ParameterOptions] = []
     seen: set[int] = set()
     for i, parameter in enumerate(parameters):
         if id(parameter) in seen:
             raise ValueError(f"params must not repeat, got {parameter!r} again at position {i}")
         seen.add(id(parameter))
-        name = _name(parameter, i)
-        decayed = "beta" not in name and "gamma" not in name
-        weight_decay = defaults.weight_decay if decayed else ZERO
-        options.append(
-            ParameterOptions(parameter, name, defaults.learning_rate, weight_decay, False)
+    return [
+        ParameterOptions(
+            parameter,
+            name,
+            defaults.learning_rate,
+            ZERO if "beta" in name or "gamma" in name else defaults.weight_decay,
+            False,
         )
-    return options
+        for parameter, name in zip(parameters, _names(parameters), strict=True)
+    ]
 
 
 def _from_groups(
@@ -122,12 +132,14 @@ def _from_groups(
         for parameter in _members(group, label):
             if id(parameter) in options:
                 raise RuntimeError(f"{label}: {parameter!r} stands in two groups")
-            name = _name(parameter, len(options))
             options[id(parameter)] = ParameterOptions(
-                parameter, name, learning_rate, weight_decay, centralize
+                parameter, "", learning_rate, weight_decay, centralize
             )
     if not options:
         raise ValueError("params must hold at least one group with 'params', got none")
+    names = _names(option.parameter for option in options.values())
+    for key, name in zip(options, names, strict=True):
+        options[key] = replace(options[key], name=name)
     return list(options.values()) if order is None else _ordered(options, order)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _core, groups, validation
-from .arrays import FloatArray, gradient_array
+from .arrays import FloatArray, gradient
 from .groups import Defaults, ParameterOptions
 from .parameter import Parameter
 from .rates import Rate, RateBook
@@ -24,7 +24,6 @@ class Optimizer:
         weight_decay: Any,
         config: _core.AdamConfig,
         *,
-        use_locking: bool = False,
         use_offload: bool = False,
     ) -> None:
         book = RateBook()
@@ -34,9 +33,12 @@ class Optimizer:
         )
         self._options, self._grouped = groups.resolve(params, self._defaults, book)
         self._round_lr = config.numerics is _core.Numerics.mindspore
-        self._lock = threading.Lock() if use_locking else None
+        self._lock = threading.Lock() if config.use_locking else None
         self._target = "CPU"
         self._unique = True
+
+        self._config = config
+        self._index = {id(option.parameter): i for i, option in enumerate(self._options)}
 
         pairs = [(option.learning_rate, option.weight_decay) for option in self._options]
         self._pairs: list[tuple[Rate, Rate]] = list(dict.fromkeys(pairs))
@@ -47,11 +49,12 @@ class Optimizer:
                     option.name,
                     self._pairs.index(pair),
                     self._centralizes(option, config.numerics, use_offload),
+                    option.grad_centralization,
                 )
                 for option, pair in zip(self._options, pairs, strict=True)
             ],
             config,
-            gradient_array,
+            gradient,
         )
         is_static = all(lr.constant and decay.constant for lr, decay in self._pairs)
         self._static_rates = self._rates_at(0) if is_static else None
@@ -85,13 +88,15 @@ class Optimizer:
 
         Parameters
         ----------
-        grads : tuple or list of arrays
-            The gradients in the order of `parameters`, each with its parameter's shape.
-            An array of the parameter's type that is C-contiguous is read where it lies. A gradient
-            is only read, so one that is strided, of another float width, or exported by another
-            library (buffer protocol, DLPack) is converted first, at the price of a temporary array;
-            a value too large for the parameter's type becomes infinity. Integer, bool and complex
-            arrays are refused: they are mistakes more often than gradients.
+        grads : tuple or list of arrays or RowTensor
+            The gradients in the order of `parameters`, each with its parameter's shape. Sparse ones
+            are a `RowTensor`, a SciPy sparse matrix or a torch sparse COO tensor over rows.
+            C-contiguous arrays of the parameter's type, or of any of float32, float16 and bfloat16
+            unless the parameter is float64, are read where they lie. A gradient is only read, so
+            one that is strided, of another float width, or exported by another library (buffer
+            protocol, DLPack) is converted first, at the price of a temporary array; a value too
+            large for the type of the arithmetic becomes infinity. Integer, bool and complex arrays
+            are refused: they are mistakes more often than gradients.
 
         Returns
         -------
@@ -101,13 +106,18 @@ class Optimizer:
         Raises
         ------
         TypeError
-            If ``grads`` is neither tuple nor list, or a gradient is not an array of a float type.
+            If ``grads`` is neither tuple nor list, a gradient is not an array of a float type, or
+            row indices are not int32 or int64.
         ValueError
             If the number of gradients or a shape is wrong, a gradient shares memory with a
-            parameter or the state, a parameter was made read-only, or a schedule returned a
-            negative or non-finite number.
+            parameter or the state, a parameter was made read-only, a schedule returned a negative
+            or non-finite number, a sparse gradient comes for a parameter with grad_centralization,
+            or gradients that are to be clipped are not finite.
         IndexError
-            If a vector or iterator of learning rates is exhausted.
+            If a row index is outside its parameter, or a vector or iterator of learning rates is
+            exhausted.
+        RuntimeError
+            If a step in parts (`begin_step`) is open.
 
         Whatever is raised, nothing has changed: no parameter, no moment, no counter.
         """
@@ -119,11 +129,52 @@ class Optimizer:
     step = __call__
 
     def _step(self, grads: Any) -> bool:
-        now = self._static_rates
-        if now is None:
-            now = self._rates_at(self._native.global_step)
-        self._native.step(grads, now)
+        self._native.step(grads, self._rates())
         return True
+
+    def _rates(self) -> _core.Rates:
+        """Return the learning rates and weight decays of the next step."""
+        if self._static_rates is not None:
+            return self._static_rates
+        return self._rates_at(self._native.global_step)
+
+    def begin_step(self) -> None:
+        """Open a step that is made one parameter at a time, inside the backward pass.
+
+        Then call `apply` once for each parameter, in any order, and `end_step`. The result has the
+        bits of one call with all gradients. Learning rates are those of this moment. If the
+        backward pass fails in between, the parameters applied so far have moved.
+
+        Raises
+        ------
+        RuntimeError
+            If a step is open, or the optimizer clips or skips (``max_grad_norm``,
+            ``skip_nonfinite``), which needs all gradients first.
+        """
+        self._native.begin_step(self._rates())
+
+    def apply(self, param: Parameter, grad: Any) -> None:
+        """Update one parameter of the open step as soon as its gradient exists.
+
+        Parameters
+        ----------
+        param : Parameter
+            One of `parameters`.
+        grad : array or RowTensor
+            As in a whole step.
+
+        Raises
+        ------
+        RuntimeError
+            If no step is open, or the parameter was applied in it already.
+        TypeError, ValueError, IndexError
+            As a whole step does. Nothing has changed then, and the step stays open.
+        """
+        self._native.apply(self._position(param), grad)
+
+    def end_step(self) -> None:
+        """Close the step; raises RuntimeError, and leaves it open, if a parameter is missing."""
+        self._native.end_step()
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -147,7 +198,32 @@ class Optimizer:
     @property
     def vhat(self) -> list[FloatArray]:
         """The largest second moments so far (AMSGrad): live, writable views; else empty."""
-        return self._states(_core.StateKind.vhat)
+        return self._states(_core.StateKind.vhat) if self._config.use_amsgrad else []
+
+    @property
+    def master_weights(self) -> list[FloatArray | None]:
+        """The float32 copies of 16-bit parameters (``master_weights``), None for the others."""
+        states = (self._native.state(_core.StateKind.master, i) for i in range(len(self._options)))
+        kept = self._config.master_weights
+        return [state if kept else None for state in states]
+
+    @property
+    def last_grad_norm(self) -> float:
+        """The norm over all gradients of the last step, divided by ``loss_scale``, not clipped.
+
+        NaN if no step was made yet or neither ``max_grad_norm`` nor ``skip_nonfinite`` needed it.
+        """
+        return self._native.last_grad_norm
+
+    @property
+    def last_step_skipped(self) -> bool:
+        """Whether the last step changed nothing because of a NaN or infinity."""
+        return self._native.last_step_skipped
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps changed nothing because of a NaN or infinity (``skip_nonfinite``)."""
+        return self._native.skipped_steps
 
     @property
     def state_nbytes(self) -> int:
@@ -161,7 +237,7 @@ class Optimizer:
 
     @global_step.setter
     def global_step(self, step: int) -> None:
-        self._native.global_step = validation.integer("global_step", step, minimum=0)
+        self._native.global_step = validation.integer("global_step", step, minimum=0, maximum=2**62)
 
     @property
     def target(self) -> str:
@@ -225,9 +301,13 @@ class Optimizer:
         return self._lr_of(param)
 
     def _lr_of(self, param: Any) -> float:
+        option = self._options[self._position(param)]
+        return self._lr_at(option.learning_rate, self.global_step)
+
+    def _position(self, param: Any) -> int:
+        """Return where a parameter stands in update order."""
         if not isinstance(param, Parameter):
             raise TypeError(f"param must be a Parameter, got {validation.shown(param)}")
-        for option in self._options:
-            if option.parameter is param:
-                return self._lr_at(option.learning_rate, self.global_step)
-        raise ValueError(f"param must belong to this optimizer, got {param!r}")
+        if id(param) not in self._index:
+            raise ValueError(f"param must belong to this optimizer, got {param!r}")
+        return self._index[id(param)]

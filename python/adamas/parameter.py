@@ -1,4 +1,4 @@
-"""What an optimizer updates."""
+"""What an optimizer updates, and the sparse form of a gradient."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class Parameter:
     Parameters
     ----------
     data : array
-        A writable, C-contiguous NumPy array of float32 or float64, of any shape; or any object
-        that exports such memory by the buffer protocol or DLPack on the CPU (a torch tensor, an
-        ``array.array``). It is used in place and never copied.
+        A writable, C-contiguous NumPy array of float32, float64, float16 or bfloat16 (of the
+        package ml_dtypes), of any shape; or any object that exports such memory by the buffer
+        protocol or DLPack on the CPU (a torch tensor, an ``array.array``). It is used in place and
+        never copied.
     name : str, optional
         Weight decay skips ungrouped parameters whose name contains "beta" or "gamma"; messages
         and checkpoints use it. Without one, an optimizer calls the parameter by its position.
@@ -79,3 +80,60 @@ class Parameter:
 
     def __repr__(self) -> str:
         return f"Parameter(name={self.name!r}, shape={self.shape}, dtype={self.dtype.name})"
+
+
+class RowTensor:
+    """A gradient that is zero but for some rows: those of a table that a batch has looked up.
+
+    The gradient of a parameter of shape ``dense_shape`` in which row ``indices[i]`` is the sum of
+    all ``values[i]`` with that index, in their order.
+
+    Parameters
+    ----------
+    indices : array of int32 or int64, shape (k,)
+        Rows, in any order; they may repeat.
+    values : array, shape (k, *dense_shape[1:])
+        One slice for each index, of a float type.
+    dense_shape : tuple of int
+        The shape of the parameter.
+
+    Notes
+    -----
+    Nothing is copied and nothing checked here: an optimizer checks all of it in each call, because
+    arrays can change.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adamas import Adam
+    >>> table = np.ones((5, 2), np.float32)
+    >>> optimizer = Adam([Parameter(table, name="table")], learning_rate=0.1, use_lazy=True)
+    >>> rows = RowTensor(np.array([3, 1, 3]), np.ones((3, 2), np.float32), table.shape)
+    >>> optimizer((rows,))
+    True
+    >>> table[:, 0]
+    array([1. , 0.9, 1. , 0.9, 1. ], dtype=float32)
+    """
+
+    def __init__(self, indices: Any, values: Any, dense_shape: Any) -> None:
+        self._indices = indices
+        self._values = values
+        self._dense_shape = dense_shape
+
+    @property
+    def indices(self) -> Any:
+        """The rows."""
+        return self._indices
+
+    @property
+    def values(self) -> Any:
+        """The slices, one for each index."""
+        return self._values
+
+    @property
+    def dense_shape(self) -> Any:
+        """The shape of the whole gradient."""
+        return self._dense_shape
+
+    def __repr__(self) -> str:
+        return f"RowTensor(entries={len(self._indices)}, dense_shape={self._dense_shape})"

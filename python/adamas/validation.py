@@ -78,18 +78,21 @@ def _bounds(
 
 def strict_float(name: str, value: Any, **bounds: float) -> float:
     """Like `real`, for arguments that the specification types as float: an int is a TypeError."""
-    if is_integer(value) or not is_real(value):
+    if not isinstance(value, (float, np.floating)):
         raise TypeError(f"{name} must be a float, got {shown(value)}")
     return real(name, value, **bounds)
 
 
-def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
-    """Return an integer as an int, checked against its lower bound (inclusive)."""
+def integer(
+    name: str, value: Any, *, minimum: int | None = None, maximum: int | None = None
+) -> int:
+    """Return an integer as an int, checked against its bounds (inclusive)."""
     if not is_integer(value):
         raise TypeError(f"{name} must be an int, got {shown(value)}")
     number = int(value)
-    if minimum is not None and number < minimum:
-        raise ValueError(f"{name} must be an int >= {minimum}, got {shown(value)}")
+    if (minimum is not None and number < minimum) or (maximum is not None and number > maximum):
+        wanted = _bounds(None, minimum, None, maximum)
+        raise ValueError(f"{name} must be an int{wanted}, got {shown(value)}")
     return number
 
 

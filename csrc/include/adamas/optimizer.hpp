@@ -3,9 +3,9 @@
 //   adamas::ParameterSpec weights{data, count, adamas::DType::float32};
 //   std::unique_ptr<adamas::Optimizer> optimizer;
 //   adamas::Status status = adamas::Optimizer::create({}, {&weights, 1}, &optimizer);
-//   const void* grads[] = {grad};
+//   adamas::Gradient grad{values};
 //   adamas::Rates rates{1e-3, 0.0};
-//   status = optimizer->step({grads, 1}, {&rates, 1});
+//   status = optimizer->step({&grad, 1}, {&rates, 1});
 //
 // No function throws.  A step that returns an error has changed nothing.
 #pragma once
@@ -30,9 +30,16 @@ struct Span {
   T& operator[](std::size_t i) const { return data[i]; }
 };
 
-// The arrays of state kept for each parameter element.
-enum class StateKind : std::uint8_t { moment1, moment2, vhat };
-inline constexpr std::size_t kStateKinds = 3;
+// The arrays of state kept for a parameter: one element for each of its elements, of its real
+// type; but row_step has one int64 for each row.
+enum class StateKind : std::uint8_t {
+  moment1,
+  moment2,
+  vhat,      // use_amsgrad
+  master,    // master_weights, of 16-bit parameters
+  row_step,  // RowPolicy::catch_up: the last step that changed the row
+};
+inline constexpr std::size_t kStateKinds = 5;
 
 class Optimizer {
  public:
@@ -43,10 +50,22 @@ class Optimizer {
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
-  // One step: grads[i] is the gradient of parameter i, of its type and count, and rates[k] what
-  // the parameters with ParameterSpec::rates == k use.  Safe to call from several threads, each
-  // call being one whole step.
-  Status step(Span<const void* const> grads, Span<const Rates> rates) noexcept;
+  // One step: grads[i] is the gradient of parameter i, and rates[k] what the parameters with
+  // ParameterSpec::rates == k use.  Safe to call from several threads, each call being one whole
+  // step.
+  Status step(Span<const Gradient> grads, Span<const Rates> rates) noexcept;
+
+  // The same step in parts: begin_step, apply for each parameter once in any order, end_step.
+  // Not with max_grad_norm or skip_nonfinite, which need all gradients first.
+  Status begin_step(Span<const Rates> rates) noexcept;
+  Status apply(std::size_t i, const Gradient& grad) noexcept;
+  Status end_step() noexcept;
+
+  // What became of the last step, and how many were skipped in all (skip_nonfinite).  The norm is
+  // that of the gradients divided by loss_scale, before clipping; NaN if it was not needed.
+  bool last_step_skipped() const noexcept;
+  std::int64_t skipped_steps() const noexcept;
+  double last_grad_norm() const noexcept;
 
   // The number of steps made; setting it moves bias correction with it.  In [0, 2^62].
   std::int64_t global_step() const noexcept;

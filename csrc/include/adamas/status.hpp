@@ -10,6 +10,8 @@ enum class StatusCode : std::uint8_t {
   ok,
   invalid_argument,  // a value, a count or a null pointer
   overlap,           // two arrays share memory that must not
+  bad_index,         // a row index outside the parameter
+  bad_state,         // the call does not fit the calls before it
   out_of_memory,     //
   unavailable,       // this machine or this build cannot do it
 };

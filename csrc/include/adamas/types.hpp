@@ -6,11 +6,24 @@
 
 namespace adamas {
 
-// Element types of parameters, their gradients and their moments.
-enum class DType : std::uint8_t { float32, float64 };
-inline constexpr std::size_t kDTypes = 2;
+// Element types of parameters and gradients.
+enum class DType : std::uint8_t { float32, float64, float16, bfloat16 };
 
-constexpr std::size_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 8; }
+constexpr std::size_t item_size(DType dtype) {
+  return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+// The type of the arithmetic and of the moments: float32 for the 16-bit types.
+constexpr DType real_type(DType dtype) {
+  return dtype == DType::float64 ? DType::float64 : DType::float32;
+}
+
+// What a step does with the rows of a parameter that a sparse gradient does not list.
+enum class RowPolicy : std::uint8_t {
+  exact,     // they get the gradient zero: moments decay, and the row moves
+  lazy,      // nothing: they are as if the step had not been
+  catch_up,  // nothing now; their moments decay by all missed steps when they are listed next
+};
 
 // Where the bias correction stands (docs/NUMERICS.md).
 enum class Numerics : std::uint8_t {
@@ -29,7 +42,12 @@ struct AdamConfig {
   bool use_amsgrad = false;             //
   bool decoupled_weight_decay = false;  // AdamW instead of L2
   bool bias_correction = true;          //
-  int num_threads = 0;                  // 0: one for each core of the process
+  RowPolicy row_policy = RowPolicy::exact;
+  bool master_weights = false;  // keep float32 copies of 16-bit parameters
+  bool use_locking = false;     // exclude optimizers that share memory and lock too
+  bool skip_nonfinite = false;  // a NaN or infinity in a gradient cancels the step
+  double max_grad_norm = 0.0;   // > 0: clip the norm over all gradients to it
+  int num_threads = 0;          // 0: one for each core of the process
 };
 
 // A parameter: `count` elements at `data`, which the optimizer updates in place and never owns.
@@ -38,7 +56,7 @@ struct ParameterSpec {
   std::int64_t count = 0;
   DType dtype = DType::float32;
   std::int32_t rates = 0;   // which element of the rates given to each step applies
-  std::int64_t rows = 1;    // length of the first axis; matters for `centralize` only
+  std::int64_t rows = 1;    // length of the first axis, for `centralize` and sparse gradients
   bool centralize = false;  // subtract from each gradient row its mean
 };
 
@@ -46,6 +64,21 @@ struct ParameterSpec {
 struct Rates {
   double learning_rate = 1e-3;
   double weight_decay = 0.0;
+};
+
+// The rows that a sparse gradient lists: may repeat, in any order.
+struct RowIndices {
+  const void* data = nullptr;
+  std::int64_t count = 0;  // below 2^32 - 1
+  bool is_int64 = true;    // else int32
+};
+
+// The gradient of one parameter.  Its type is the parameter's, or any of float32, float16 and
+// bfloat16 if the parameter is not float64.
+struct Gradient {
+  const void* values = nullptr;      // as many as the parameter; or rows->count rows of it
+  const RowIndices* rows = nullptr;  // null: dense
+  DType dtype = DType::float32;
 };
 
 }  // namespace adamas

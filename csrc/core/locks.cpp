@@ -1,0 +1,84 @@
+#include "core/locks.hpp"
+
+#include <algorithm>
+
+namespace adamas::core {
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  std::vector<std::weak_ptr<RangeLock>> locks;
+  std::uint64_t next_id = 0;
+};
+
+// Never destroyed: optimizers may outlive static objects.
+Registry& registry() {
+  static Registry* instance = new Registry;
+  return *instance;
+}
+
+bool locks_before(const RangeLock* a, const RangeLock* b) {
+  return a->range.begin != b->range.begin ? a->range.begin < b->range.begin : a->id < b->id;
+}
+
+void sort_unique(std::vector<RangeLock*>& locks) {
+  std::sort(locks.begin(), locks.end(), locks_before);
+  locks.erase(std::unique(locks.begin(), locks.end()), locks.end());
+}
+
+// The registered ranges, found by what they overlap.
+class Overlaps {
+ public:
+  explicit Overlaps(std::vector<std::shared_ptr<RangeLock>> locks) : locks_(std::move(locks)) {
+    std::sort(locks_.begin(), locks_.end(),
+              [](const auto& a, const auto& b) { return locks_before(a.get(), b.get()); });
+    std::uintptr_t reach = 0;
+    for (const auto& lock : locks_) reach_.push_back(reach = std::max(reach, lock->range.end));
+  }
+
+  template <class Visit>
+  void with(Range range, Visit visit) const {
+    // No lock before `first` reaches into the range.
+    const auto first = std::upper_bound(reach_.begin(), reach_.end(), range.begin);
+    for (auto i = static_cast<std::size_t>(first - reach_.begin()); i < locks_.size(); ++i) {
+      if (locks_[i]->range.begin >= range.end) break;
+      if (locks_[i]->range.end > range.begin) visit(locks_[i]);
+    }
+  }
+
+ private:
+  std::vector<std::shared_ptr<RangeLock>> locks_;
+  std::vector<std::uintptr_t> reach_;  // the largest end up to each lock
+};
+
+}  // namespace
+
+void ParameterLocks::prepare(const std::vector<Tensor>& tensors) {
+  Registry& all = registry();
+  const std::lock_guard<std::mutex> guard(all.mutex);
+  std::vector<std::shared_ptr<RangeLock>> earlier;
+  for (const auto& weak : all.locks) {
+    if (auto lock = weak.lock()) earlier.push_back(std::move(lock));
+  }
+  all.locks.assign(earlier.begin(), earlier.end());
+  const Overlaps overlaps(std::move(earlier));
+  of_.resize(tensors.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const Range range = range_of(tensors[i].spec.data, tensors[i].nbytes);
+    const auto take = [&](const std::shared_ptr<RangeLock>& lock) {
+      owned_.push_back(lock);
+      of_[i].push_back(lock.get());
+    };
+    overlaps.with(range, take);
+    auto own = std::make_shared<RangeLock>();
+    own->range = range;
+    own->id = all.next_id++;
+    all.locks.push_back(own);
+    take(own);
+    sort_unique(of_[i]);
+    all_.insert(all_.end(), of_[i].begin(), of_[i].end());
+  }
+  sort_unique(all_);
+}
+
+}  // namespace adamas::core

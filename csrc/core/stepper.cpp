@@ -1,0 +1,386 @@
+#include "core/stepper.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <numeric>
+
+#include "adamas/system.hpp"
+#include "cpu/isa.hpp"
+
+namespace adamas::core {
+namespace {
+
+template <class Real>
+bool is_finite(const rules::Scalars<Real>& s) {
+  return std::isfinite(s.decay) && std::isfinite(s.keep) && std::isfinite(s.negative_step);
+}
+
+// Adds doubles in 16 interleaved lanes and then as a tree, like the kernels.
+double ordered_sum(const double* values, std::size_t count) {
+  constexpr std::size_t kLanes = 16;
+  double lanes[kLanes] = {};
+  for (std::size_t i = 0; i < count; ++i) lanes[i % kLanes] += values[i];
+  for (std::size_t width = kLanes / 2; width > 0; width /= 2) {
+    for (std::size_t j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+  }
+  return lanes[0];
+}
+
+// Brings the beginning of a row to the cache.  Always inlined: gcc takes a function that does
+// nothing but prefetch for one without effect, and drops the call.
+__attribute__((always_inline)) inline void prefetch_row(const void* data, std::int64_t row,
+                                                        std::int64_t row_nbytes) {
+  constexpr std::int64_t kMaxBytes = 1024;  // the rest of a longer row follows by itself
+  const char* begin = static_cast<const char*>(data) + row * row_nbytes;
+  const std::int64_t fetched = std::min(row_nbytes, kMaxBytes);
+  for (std::int64_t k = 0; k < fetched; k += kLine) __builtin_prefetch(begin + k);
+  __builtin_prefetch(begin + fetched - 1);  // a row that starts within a line ends in another
+}
+
+}  // namespace
+
+void Stepper::prepare(const AdamConfig& config, Storage& storage,
+                      Span<const ParameterSpec> parameters, std::size_t rates_count) {
+  config_ = config;
+  storage_ = &storage;
+  plan_ = make_plan(parameters);
+  threads_ = config.num_threads > 0 ? config.num_threads : available_threads();
+  folded_.resize(rates_count);
+  segment_sums_.resize(static_cast<std::size_t>(plan_.segment_sums));
+  block_squares_.resize(plan_.blocks.size());
+  single_blocks_.resize(plan_.blocks.size() + 1);
+  std::iota(single_blocks_.begin(), single_blocks_.end(), std::int64_t{0});
+  sparse_.resize(parameters.size);
+  sparse_parameters_.reserve(parameters.size);
+}
+
+Scaling Stepper::scaling(const Rates& rates, double decay_factor) const {
+  const Rates used{rates.learning_rate, rates.weight_decay * decay_factor};
+  Scaling result{};
+  result.scalars.float32 = rules::fold<float>(config_, used, corrections_, factor_);
+  result.scalars.float64 = rules::fold<double>(config_, used, corrections_, factor_);
+  if (config_.use_nesterov) result.variant |= rules::kNesterov;
+  if (config_.use_amsgrad) result.variant |= rules::kAmsgrad;
+  if (used.weight_decay != 0.0 && !config_.decoupled_weight_decay) result.variant |= rules::kL2;
+  return result;
+}
+
+Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& corrections,
+                     std::int64_t step, double factor) noexcept {
+  corrections_ = corrections;
+  step_ = step;
+  factor_ = factor;
+  const bool decays_all_rows = config_.numerics == Numerics::standard;
+  for (std::size_t k = 0; k < folded_.size(); ++k) {
+    Folded& folded = folded_[k];
+    folded.rates = rates[k];
+    folded.listed = scaling(rates[k], 1.0);
+    folded.unlisted = decays_all_rows ? folded.listed : scaling(rates[k], 0.0);
+    if (!is_finite(folded.listed.scalars.float64) || !is_finite(folded.listed.scalars.float32)) {
+      return {StatusCode::invalid_argument,
+              "a learning rate or weight decay is too large for float32"};
+    }
+  }
+  return {};
+}
+
+const Scaling& Stepper::listed_scaling(const Tensor& tensor) const {
+  return folded_[static_cast<std::size_t>(tensor.spec.rates)].listed;
+}
+
+// Numerics "mindspore" decays once for each entry, "standard" once for each row.  `own` has room
+// for scalars of the row's own.
+const Scaling& Stepper::row_scaling(const Tensor& tensor, const RowMerge& merge,
+                                    std::uint32_t first, Scaling& own) const {
+  const Folded& folded = folded_[static_cast<std::size_t>(tensor.spec.rates)];
+  const bool repeats = merge.next(first) != RowMerge::kEnd;
+  if (config_.numerics == Numerics::standard || !repeats || folded.rates.weight_decay == 0.0) {
+    return folded.listed;
+  }
+  double entries = 0.0;
+  for (std::uint32_t entry = first; entry != RowMerge::kEnd; entry = merge.next(entry)) ++entries;
+  own = scaling(folded.rates, entries);
+  return own;
+}
+
+bool Stepper::updates_all_rows(std::size_t parameter) const {
+  return !is_sparse(parameter) || config_.row_policy == RowPolicy::exact;
+}
+
+// Small work stays on the calling thread; waking others costs more than it saves.
+template <void (Stepper::*method)(std::int64_t) noexcept>
+void Stepper::run(std::int64_t chunks) noexcept {
+  cpu::PoolLease pool(chunks < 2 ? 1 : threads_);
+  pool.run([](void* self, std::int64_t k) { (static_cast<Stepper*>(self)->*method)(k); }, this,
+           chunks);
+}
+
+Status Stepper::merge(const Selection& selection, bool measured) noexcept {
+  selection_ = selection;
+  kernels_ = &cpu::kernels();
+  sparse_parameters_.clear();
+  const bool sorted = measured || config_.row_policy == RowPolicy::exact;
+  united_ = sorted;
+  for (std::size_t i = selection.first; i < selection.last; ++i) {
+    if (!is_sparse(i)) continue;
+    try {
+      if (!sparse_[i]) sparse_[i] = std::make_unique<Sparse>();
+      const RowIndices& rows = *selection.grad(i).rows;
+      sparse_[i]->merge.prepare(rows, storage_->tensors()[i].spec.rows, sorted);
+      if (measured) sparse_[i]->squares.resize(static_cast<std::size_t>(rows.count));
+    } catch (const std::bad_alloc&) {
+      return {StatusCode::out_of_memory, "no memory for the rows of a sparse gradient",
+              static_cast<std::int64_t>(i)};
+    }
+    sparse_parameters_.push_back(i);
+  }
+  for (const std::size_t i : sparse_parameters_) {
+    current_ = i;
+    RowMerge& merge = sparse_[i]->merge;
+    run<&Stepper::count_rows>(merge.segments());
+    if (!merge.finish_count()) {
+      return {StatusCode::bad_index, "a row index of a sparse gradient is outside the parameter",
+              static_cast<std::int64_t>(i)};
+    }
+    run<&Stepper::scatter_rows>(merge.segments());
+    if (sorted) run<&Stepper::unite_rows>(merge.partitions());
+  }
+  return {};
+}
+
+void Stepper::count_rows(std::int64_t segment) noexcept { sparse_[current_]->merge.count(segment); }
+
+void Stepper::scatter_rows(std::int64_t segment) noexcept {
+  sparse_[current_]->merge.scatter(segment);
+}
+
+void Stepper::unite_rows(std::int64_t partition) noexcept {
+  sparse_[current_]->merge.unite(partition);
+}
+
+// All parameters: chunks that gather small blocks.  One parameter: its blocks, one by one.
+std::int64_t Stepper::select_chunks() noexcept {
+  if (selection_.last - selection_.first == storage_->tensors().size()) {
+    chunks_ = plan_.chunks.data();
+    return static_cast<std::int64_t>(plan_.chunks.size()) - 1;
+  }
+  const std::int64_t first = plan_.blocks_of_parameter[selection_.first];
+  chunks_ = &single_blocks_[static_cast<std::size_t>(first)];
+  return plan_.blocks_of_parameter[selection_.last] - first;
+}
+
+cpu::Measure Stepper::measure() noexcept {
+  all_finite_.store(true, std::memory_order_relaxed);
+  std::fill(block_squares_.begin(), block_squares_.end(), 0.0);
+  run<&Stepper::measure_chunk>(select_chunks());
+  for (const std::size_t i : sparse_parameters_) {
+    if (storage_->tensors()[i].spec.count == 0) continue;
+    current_ = i;
+    const RowMerge& merge = sparse_[i]->merge;
+    std::vector<double>& squares = sparse_[i]->squares;
+    run<&Stepper::measure_rows>(merge.partitions());
+    std::size_t rows = 0;
+    for (std::int64_t p = 0; p < merge.partitions(); ++p) {
+      const auto begin = static_cast<std::size_t>(merge.begin(p) - merge.begin(0));
+      const auto count = static_cast<std::size_t>(merge.end(p) - merge.begin(p));
+      std::copy_n(squares.begin() + static_cast<std::ptrdiff_t>(begin), count,
+                  squares.begin() + static_cast<std::ptrdiff_t>(rows));
+      rows += count;
+    }
+    const auto first = static_cast<std::size_t>(plan_.blocks_of_parameter[i]);
+    block_squares_[first] = ordered_sum(squares.data(), rows);
+  }
+  return {ordered_sum(block_squares_.data(), block_squares_.size()),
+          all_finite_.load(std::memory_order_relaxed)};
+}
+
+void Stepper::measure_chunk(std::int64_t chunk) noexcept {
+  for (std::int64_t b = chunks_[chunk]; b < chunks_[chunk + 1]; ++b) {
+    const Block& block = plan_.blocks[static_cast<std::size_t>(b)];
+    const auto i = static_cast<std::size_t>(block.parameter);
+    if (is_sparse(i)) continue;
+    const GradSource source(selection_.grad(i));
+    const cpu::Measure sum = measure_run(
+        *kernels_, {&storage_->tensors()[i], block.begin, block.count, &source, block.begin});
+    block_squares_[static_cast<std::size_t>(b)] = sum.squares;
+    if (!sum.finite) all_finite_.store(false, std::memory_order_relaxed);
+  }
+}
+
+void Stepper::measure_rows(std::int64_t partition) noexcept {
+  const Tensor& tensor = storage_->tensors()[current_];
+  const RowMerge& merge = sparse_[current_]->merge;
+  double* squares = sparse_[current_]->squares.data();
+  for (const ListedRow* listed = merge.begin(partition); listed != merge.end(partition); ++listed) {
+    const GradSource source(selection_.grad(current_), merge, listed->first, tensor.row_length);
+    const cpu::Measure sum = measure_run(*kernels_, {&tensor, 0, tensor.row_length, &source, 0});
+    squares[listed - merge.begin(0)] = sum.squares;
+    if (!sum.finite) all_finite_.store(false, std::memory_order_relaxed);
+  }
+}
+
+void Stepper::update() noexcept {
+  for (std::size_t i = selection_.first; i < selection_.last; ++i) {
+    const std::int32_t index = plan_.rows_of_parameter[i];
+    if (index < 0) continue;
+    const Rows& rows = plan_.rows[static_cast<std::size_t>(index)];
+    first_segment_ = rows.first_chunk;
+    run<&Stepper::sum_segments>(rows.last_chunk - rows.first_chunk);
+  }
+  run<&Stepper::update_chunk>(select_chunks());
+  for (const std::size_t i : sparse_parameters_) {
+    if (updates_all_rows(i)) continue;
+    current_ = i;
+    run<&Stepper::update_partition>(sparse_[i]->merge.partitions());
+  }
+  if (config_.row_policy != RowPolicy::catch_up) return;
+  for (std::size_t i = selection_.first; i < selection_.last; ++i) {
+    const Tensor& tensor = storage_->tensors()[i];
+    if (updates_all_rows(i) && tensor.row_steps() != nullptr) {
+      std::fill_n(tensor.row_steps(), tensor.spec.rows, step_);
+    }
+  }
+}
+
+void Stepper::sum_segments(std::int64_t chunk) noexcept {
+  const SegmentChunk& work = plan_.segment_chunks[static_cast<std::size_t>(first_segment_ + chunk)];
+  const Rows& rows = plan_.rows[static_cast<std::size_t>(work.rows)];
+  const auto i = static_cast<std::size_t>(rows.parameter);
+  const Tensor& tensor = storage_->tensors()[i];
+  const GradSource source(selection_.grad(i));
+  for (std::int64_t segment = work.begin; segment < work.end; ++segment) {
+    const std::int64_t in_row = segment % rows.segments_per_row * kBlock;
+    const std::int64_t begin = segment / rows.segments_per_row * rows.row_length + in_row;
+    const std::int64_t count = std::min(kBlock, rows.row_length - in_row);
+    segment_sums_[static_cast<std::size_t>(rows.first_sum + segment)] =
+        sum_run(*kernels_, {&tensor, begin, count, &source, begin}, listed_scaling(tensor));
+  }
+}
+
+void Stepper::update_chunk(std::int64_t chunk) noexcept {
+  for (std::int64_t b = chunks_[chunk]; b < chunks_[chunk + 1]; ++b) {
+    const Block& block = plan_.blocks[static_cast<std::size_t>(b)];
+    if (updates_all_rows(static_cast<std::size_t>(block.parameter))) update_block(block);
+  }
+}
+
+void Stepper::update_block(const Block& block) noexcept {
+  const auto i = static_cast<std::size_t>(block.parameter);
+  const Tensor& tensor = storage_->tensors()[i];
+  if (is_sparse(i)) return update_table(block);
+  if (tensor.row_steps() != nullptr) catch_up_block(block);
+  if (tensor.spec.centralize) return update_centralized(block);
+  const GradSource source(selection_.grad(i));
+  update_run(*kernels_, {&tensor, block.begin, block.count, &source, block.begin},
+             listed_scaling(tensor));
+}
+
+void Stepper::update_centralized(const Block& block) noexcept {
+  const auto i = static_cast<std::size_t>(block.parameter);
+  const Tensor& tensor = storage_->tensors()[i];
+  const Rows& rows = plan_.rows[static_cast<std::size_t>(plan_.rows_of_parameter[i])];
+  const GradSource source(selection_.grad(i));
+  const std::int64_t end = block.begin + block.count;
+  for (std::int64_t begin = block.begin; begin < end;) {
+    const std::int64_t row = begin / rows.row_length;
+    const std::int64_t row_end = std::min((row + 1) * rows.row_length, end);
+    const double mean = row_mean(rows, row);
+    update_run(*kernels_, {&tensor, begin, row_end - begin, &source, begin}, listed_scaling(tensor),
+               &mean);
+    begin = row_end;
+  }
+}
+
+double Stepper::row_mean(const Rows& rows, std::int64_t row) const noexcept {
+  const double* sums = &segment_sums_[static_cast<std::size_t>(rows.first_sum)];
+  double sum = 0.0;
+  for (std::int64_t k = 0; k < rows.segments_per_row; ++k) {
+    sum += sums[row * rows.segments_per_row + k];
+  }
+  return sum / static_cast<double>(rows.row_length);
+}
+
+// A block of a table with a sparse gradient, in one pass: listed rows get their sums, the runs
+// between them the gradient zero.
+void Stepper::update_table(const Block& block) noexcept {
+  const auto i = static_cast<std::size_t>(block.parameter);
+  const Tensor& tensor = storage_->tensors()[i];
+  const RowMerge& merge = sparse_[i]->merge;
+  const Scaling& unlisted = folded_[static_cast<std::size_t>(tensor.spec.rates)].unlisted;
+  const GradSource zero;
+  Scaling own;
+  const std::int64_t end = block.begin + block.count;
+  ListedRows rows(merge, block.begin / tensor.row_length);
+  for (std::int64_t begin = block.begin; begin < end;) {
+    const ListedRow* listed = rows.get();
+    const std::int64_t row_begin = listed == nullptr ? end : listed->row * tensor.row_length;
+    if (begin < row_begin) {
+      const std::int64_t run_end = std::min(row_begin, end);
+      update_run(*kernels_, {&tensor, begin, run_end - begin, &zero, 0}, unlisted);
+      begin = run_end;
+      continue;
+    }
+    const std::int64_t run_end = std::min(row_begin + tensor.row_length, end);
+    const GradSource source(selection_.grad(i), merge, listed->first, tensor.row_length);
+    update_run(*kernels_, {&tensor, begin, run_end - begin, &source, begin - row_begin},
+               row_scaling(tensor, merge, listed->first, own));
+    begin = run_end;
+    rows.advance();
+  }
+}
+
+// The listed rows of one partition and no others.
+void Stepper::update_partition(std::int64_t partition) noexcept {
+  constexpr std::int64_t kAhead = 6;  // rows between prefetch and use
+  const Tensor& tensor = storage_->tensors()[current_];
+  const Gradient& grad = selection_.grad(current_);
+  RowMerge& merge = sparse_[current_]->merge;
+  if (!united_) merge.unite(partition);
+  const auto row_nbytes = [&](DType dtype) {
+    return tensor.row_length * static_cast<std::int64_t>(item_size(dtype));
+  };
+  const std::int64_t param_nbytes = row_nbytes(tensor.spec.dtype);
+  const std::int64_t state_nbytes = row_nbytes(tensor.real);
+  const std::int64_t grad_nbytes = row_nbytes(grad.dtype);
+  Scaling own;
+  const ListedRow* const end = merge.end(partition);
+  for (const ListedRow* listed = merge.begin(partition); listed != end; ++listed) {
+    if (end - listed > kAhead) {
+      const ListedRow& ahead = listed[kAhead];
+      prefetch_row(tensor.spec.data, ahead.row, param_nbytes);
+      prefetch_row(tensor.state(StateKind::moment1), ahead.row, state_nbytes);
+      prefetch_row(tensor.state(StateKind::moment2), ahead.row, state_nbytes);
+      prefetch_row(grad.values, ahead.first, grad_nbytes);
+    }
+    const GradSource source(grad, merge, listed->first, tensor.row_length);
+    const Run run{&tensor, listed->row * tensor.row_length, tensor.row_length, &source, 0};
+    if (tensor.row_steps() != nullptr) {
+      catch_up(run, listed->row);
+      tensor.row_steps()[listed->row] = step_;
+    }
+    update_run(*kernels_, run, row_scaling(tensor, merge, listed->first, own));
+  }
+}
+
+// Brings the rows of a block with a dense gradient up to date.
+void Stepper::catch_up_block(const Block& block) noexcept {
+  const Tensor& tensor = storage_->tensors()[static_cast<std::size_t>(block.parameter)];
+  const std::int64_t end = block.begin + block.count;
+  for (std::int64_t begin = block.begin; begin < end;) {
+    const std::int64_t row = begin / tensor.row_length;
+    const std::int64_t row_end = std::min((row + 1) * tensor.row_length, end);
+    catch_up({&tensor, begin, row_end - begin, nullptr, 0}, row);
+    begin = row_end;
+  }
+}
+
+// Decays the moments of a run within one row by the steps that the row has missed.
+void Stepper::catch_up(const Run& run, std::int64_t row) noexcept {
+  const std::int64_t missed = step_ - 1 - run.tensor->row_steps()[row];
+  if (missed <= 0) return;
+  decay_moments(*kernels_, run, rules::power(config_.beta1, missed),
+                rules::power(config_.beta2, missed));
+}
+
+}  // namespace adamas::core

@@ -1,0 +1,119 @@
+// The work of a step: what to run on which blocks, in phases that the thread pool shares.
+//
+// core/optimizer.cpp decides whether a step happens and with which rates; this class finds listed
+// rows, measures gradients and updates.  It holds scratch memory only: after merge(), which may
+// refuse indices or run out of memory, nothing can fail and nothing allocates.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/plan.hpp"
+#include "core/row_merge.hpp"
+#include "core/storage.hpp"
+#include "core/tiles.hpp"
+#include "cpu/thread_pool.hpp"
+#include "rules/fold.hpp"
+
+namespace adamas::core {
+
+// The parameters [first, last) and their gradients: all of them, or the one of Optimizer::apply.
+struct Selection {
+  std::size_t first;
+  std::size_t last;
+  const Gradient* grads;  // grads[0] is that of `first`
+
+  const Gradient& grad(std::size_t parameter) const { return grads[parameter - first]; }
+};
+
+class Stepper {
+ public:
+  // Throws std::bad_alloc.
+  void prepare(const AdamConfig& config, Storage& storage, Span<const ParameterSpec> parameters,
+               std::size_t rates_count);
+
+  // Folds the rates of the step number `step` (from 1) into scalars, with the gradients multiplied
+  // by `factor`; an error if they leave the range of a parameter's type.
+  Status fold(Span<const Rates> rates, const rules::Corrections& corrections, std::int64_t step,
+              double factor) noexcept;
+
+  // Starts on these gradients: finds the listed rows of the sparse ones.  `measured` if measure()
+  // will be called.
+  Status merge(const Selection& selection, bool measured) noexcept;
+
+  // The sum of squares of all gradients, in an order that only the list of parameters decides, and
+  // whether all are finite.
+  cpu::Measure measure() noexcept;
+
+  // Updates parameters and state.
+  void update() noexcept;
+
+ private:
+  // The scalars of one element of the rates: for elements that have a gradient, and for those that
+  // only have the zero of a row that is not listed.
+  struct Folded {
+    Rates rates;
+    Scaling listed;
+    Scaling unlisted;
+  };
+
+  // What a sparse gradient needs, kept from step to step.
+  struct Sparse {
+    RowMerge merge;
+    std::vector<double> squares;  // by listed row
+  };
+
+  template <void (Stepper::*method)(std::int64_t) noexcept>
+  void run(std::int64_t chunks) noexcept;
+
+  Scaling scaling(const Rates& rates, double decay_factor) const;
+  const Scaling& listed_scaling(const Tensor& tensor) const;
+  const Scaling& row_scaling(const Tensor& tensor, const RowMerge& merge, std::uint32_t first,
+                             Scaling& own) const;
+  bool is_sparse(std::size_t parameter) const { return selection_.grad(parameter).rows != nullptr; }
+  bool updates_all_rows(std::size_t parameter) const;
+
+  void count_rows(std::int64_t segment) noexcept;
+  void scatter_rows(std::int64_t segment) noexcept;
+  void unite_rows(std::int64_t partition) noexcept;
+  void measure_chunk(std::int64_t chunk) noexcept;
+  void measure_rows(std::int64_t partition) noexcept;
+  void sum_segments(std::int64_t chunk) noexcept;
+  void update_chunk(std::int64_t chunk) noexcept;
+  void update_partition(std::int64_t partition) noexcept;
+
+  std::int64_t select_chunks() noexcept;
+  void update_block(const Block& block) noexcept;
+  void update_centralized(const Block& block) noexcept;
+  void update_table(const Block& block) noexcept;
+  void catch_up_block(const Block& block) noexcept;
+  void catch_up(const Run& run, std::int64_t row) noexcept;
+  double row_mean(const Rows& rows, std::int64_t row) const noexcept;
+
+  AdamConfig config_;
+  Storage* storage_ = nullptr;
+  Plan plan_;
+  int threads_ = 1;
+  std::vector<Folded> folded_;                   // by rates
+  std::vector<double> segment_sums_;             // of the rows that are centralized
+  std::vector<double> block_squares_;            // by block; of sparse parameters in the first
+  std::vector<std::int64_t> single_blocks_;      // 0, 1, ...: chunks of one block each
+  std::vector<std::unique_ptr<Sparse>> sparse_;  // by parameter, made when first needed
+  std::vector<std::size_t> sparse_parameters_;   // of this step
+
+  // Of the step, or of the phase that is running.
+  const cpu::KernelTable* kernels_ = nullptr;
+  Selection selection_{};
+  rules::Corrections corrections_;
+  double factor_ = 1.0;
+  std::int64_t step_ = 0;
+  bool united_ = false;  // whether merge() has run round 3 too, or update() will
+  std::atomic<bool> all_finite_{true};
+  std::size_t current_ = 0;               // the sparse parameter that the phase is about
+  std::int64_t first_segment_ = 0;        // where the segment chunks of the phase begin
+  const std::int64_t* chunks_ = nullptr;  // chunk k is blocks [chunks_[k], chunks_[k + 1])
+};
+
+}  // namespace adamas::core

@@ -1,0 +1,113 @@
+#include "core/storage.hpp"
+
+#include <algorithm>
+
+namespace adamas::core {
+
+Range range_of(const void* data, std::size_t nbytes) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  return {begin, begin + nbytes};
+}
+
+Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> parameters) {
+  tensors_.reserve(parameters.size);
+  for (const ParameterSpec& spec : parameters) {
+    Tensor tensor{};
+    tensor.spec = spec;
+    tensor.real = real_type(spec.dtype);
+    tensor.row_length = spec.rows > 0 ? spec.count / spec.rows : 0;
+    tensor.nbytes = static_cast<std::size_t>(spec.count) * item_size(spec.dtype);
+    tensors_.push_back(tensor);
+  }
+  if (Status status = place_state(config); !status.ok()) return status;
+  return sort_ranges();
+}
+
+std::size_t Storage::state_nbytes_of(StateKind kind, const Tensor& tensor,
+                                     const AdamConfig& config) const {
+  const std::size_t elements = static_cast<std::size_t>(tensor.spec.count) * item_size(tensor.real);
+  switch (kind) {
+    case StateKind::moment1:
+    case StateKind::moment2:
+      return elements;
+    case StateKind::vhat:
+      return config.use_amsgrad ? elements : 0;
+    case StateKind::master:
+      return config.master_weights && tensor.is_half() ? elements : 0;
+    case StateKind::row_step:
+      return config.row_policy == RowPolicy::catch_up
+                 ? static_cast<std::size_t>(tensor.spec.rows) * sizeof(std::int64_t)
+                 : 0;
+  }
+  return 0;
+}
+
+// One kind of state after the other, each tensor's part on a cache line of its own, so that vectors
+// and rows of whole lines split none.  The kinds are staggered by an odd number of lines: equal
+// offsets within a page would compete for the same cache sets.
+Status Storage::place_state(const AdamConfig& config) {
+  constexpr std::size_t kStagger = 17 * kLine;
+  constexpr std::size_t kNone = ~std::size_t{0};
+  std::size_t cursor = 0;
+  std::vector<std::size_t> offsets;
+  offsets.reserve(kStateKinds * tensors_.size());
+  for (std::size_t k = 0; k < kStateKinds; ++k) {
+    for (const Tensor& tensor : tensors_) {
+      const std::size_t nbytes = state_nbytes_of(static_cast<StateKind>(k), tensor, config);
+      if (nbytes == 0) {
+        offsets.push_back(kNone);
+        continue;
+      }
+      cursor = (cursor + kLine - 1) / kLine * kLine;
+      offsets.push_back(cursor);
+      cursor += nbytes;
+      state_nbytes_ += nbytes;
+    }
+    cursor += kStagger;
+  }
+  if (!memory_.allocate(cursor)) return {StatusCode::out_of_memory, "no memory for the state"};
+  for (std::size_t k = 0; k < kStateKinds; ++k) {
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      const std::size_t offset = offsets[k * tensors_.size() + i];
+      tensors_[i].states[k] = offset == kNone ? nullptr : memory_.data() + offset;
+    }
+  }
+  return {};
+}
+
+Status Storage::sort_ranges() {
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (tensors_[i].nbytes > 0) order.push_back(i);
+  }
+  const auto range = [this](std::size_t i) {
+    return range_of(tensors_[i].spec.data, tensors_[i].nbytes);
+  };
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t a, std::size_t b) { return range(a).begin < range(b).begin; });
+  for (std::size_t k = 0; k < order.size(); ++k) {
+    if (k > 0 && range(order[k]).begin < range(order[k - 1]).end) {
+      return {StatusCode::overlap, "a parameter shares memory with another",
+              static_cast<std::int64_t>(std::max(order[k], order[k - 1]))};
+    }
+    ranges_.push_back(range(order[k]));
+  }
+  if (memory_.size() > 0) {
+    const Range state = range_of(memory_.data(), memory_.size());
+    const auto place =
+        std::lower_bound(ranges_.begin(), ranges_.end(), state,
+                         [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    ranges_.insert(place, state);
+  }
+  return {};
+}
+
+bool Storage::overlaps(const void* data, std::size_t nbytes) const noexcept {
+  const Range range = range_of(data, nbytes);
+  const auto next = std::upper_bound(
+      ranges_.begin(), ranges_.end(), range,
+      [](const Range& value, const Range& other) { return value.begin < other.end; });
+  return nbytes > 0 && next != ranges_.end() && next->begin < range.end;
+}
+
+}  // namespace adamas::core

@@ -1,0 +1,60 @@
+// The parameters of an optimizer and the state kept for them: where every array lies.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "adamas/optimizer.hpp"
+#include "core/memory.hpp"
+
+namespace adamas::core {
+
+struct Tensor {
+  ParameterSpec spec;
+  DType real;                  // of the arithmetic and the moments
+  std::int64_t row_length;     // elements
+  std::size_t nbytes;          // of the parameter
+  char* states[kStateKinds];   // null: not kept
+  const void* checked_grad;    // the last gradient that was found to overlap nothing,
+  std::size_t checked_nbytes;  // and its length
+
+  bool is_half() const { return spec.dtype != real; }
+  char* data() const { return static_cast<char*>(spec.data); }
+  char* state(StateKind kind) const { return states[static_cast<std::size_t>(kind)]; }
+  std::int64_t* row_steps() const {
+    return reinterpret_cast<std::int64_t*>(state(StateKind::row_step));
+  }
+};
+
+// An address range, end exclusive.
+struct Range {
+  std::uintptr_t begin;
+  std::uintptr_t end;
+};
+
+Range range_of(const void* data, std::size_t nbytes);
+
+class Storage {
+ public:
+  // Reserves the state, zeroed.  Throws std::bad_alloc; refuses parameters that share memory.
+  Status prepare(const AdamConfig& config, Span<const ParameterSpec> parameters);
+
+  std::vector<Tensor>& tensors() { return tensors_; }
+  const std::vector<Tensor>& tensors() const { return tensors_; }
+  std::size_t state_nbytes() const { return state_nbytes_; }
+
+  // Whether the memory is that of a parameter or of the state.
+  bool overlaps(const void* data, std::size_t nbytes) const noexcept;
+
+ private:
+  std::size_t state_nbytes_of(StateKind kind, const Tensor& tensor, const AdamConfig& config) const;
+  Status place_state(const AdamConfig& config);
+  Status sort_ranges();
+
+  std::vector<Tensor> tensors_;
+  std::vector<Range> ranges_;  // sorted; none overlaps another
+  ZeroedBlock memory_;
+  std::size_t state_nbytes_ = 0;
+};
+
+}  // namespace adamas::core

@@ -1,0 +1,151 @@
+#include "core/tiles.hpp"
+
+#include <algorithm>
+
+#include "cpu/kernel_table.hpp"
+
+namespace adamas::core {
+namespace {
+
+struct alignas(kLine) Buffer {
+  double bytes[kTile];  // of either real type
+};
+
+const Buffer kZeros{};
+
+const char* at(const void* data, std::int64_t element, DType dtype) {
+  return static_cast<const char*>(data) + static_cast<std::size_t>(element) * item_size(dtype);
+}
+
+char* at(void* data, std::int64_t element, DType dtype) {
+  return static_cast<char*>(data) + static_cast<std::size_t>(element) * item_size(dtype);
+}
+
+char* state_at(const Tensor& tensor, StateKind kind, std::int64_t element) {
+  char* state = tensor.state(kind);
+  return state == nullptr ? nullptr : at(state, element, tensor.real);
+}
+
+// The parameter's elements in its real type: where they lie, or loaded into `buffer`.
+void* real_param(const cpu::KernelTable& kernels, const Tensor& tensor, std::int64_t begin,
+                 std::int64_t count, Buffer* buffer) {
+  if (!tensor.is_half()) return at(tensor.spec.data, begin, tensor.real);
+  if (char* master = state_at(tensor, StateKind::master, begin)) return master;
+  auto* values = reinterpret_cast<float*>(buffer->bytes);
+  kernels.load[cpu::half_index(tensor.spec.dtype)](at(tensor.spec.data, begin, tensor.spec.dtype),
+                                                   values, count);
+  return values;
+}
+
+// Calls visit(run of one tile) from first to last.
+template <class Visit>
+void for_tiles(const Run& run, Visit visit) {
+  for (std::int64_t done = 0; done < run.count; done += kTile) {
+    Run tile = run;
+    tile.begin += done;
+    tile.source_begin += done;
+    tile.count = std::min(kTile, run.count - done);
+    visit(tile);
+  }
+}
+
+}  // namespace
+
+bool GradSource::is_direct(DType real) const {
+  const bool summed = merge_ != nullptr && merge_->next(entry_) != RowMerge::kEnd;
+  return values_ != nullptr && dtype_ == real && !summed;
+}
+
+const void* GradSource::fetch(const cpu::KernelTable& kernels, DType real, std::int64_t begin,
+                              std::int64_t count, void* buffer) const {
+  if (values_ == nullptr) return &kZeros;
+  const auto one = [&](std::uint32_t entry, void* target) -> const void* {
+    const char* values = at(values_, entry * row_length_ + begin, dtype_);
+    if (dtype_ == real) return values;
+    kernels.load[cpu::half_index(dtype_)](values, static_cast<float*>(target), count);
+    return target;
+  };
+  const void* first = one(entry_, buffer);
+  if (merge_ == nullptr || merge_->next(entry_) == RowMerge::kEnd) return first;
+
+  Buffer converted;
+  if (first != buffer) {
+    std::copy_n(static_cast<const char*>(first), static_cast<std::size_t>(count) * item_size(real),
+                static_cast<char*>(buffer));
+  }
+  for (std::uint32_t entry = merge_->next(entry_); entry != RowMerge::kEnd;
+       entry = merge_->next(entry)) {
+    kernels.add[cpu::real_index(real)](buffer, one(entry, &converted), count);
+  }
+  return buffer;
+}
+
+void update_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling,
+                const double* mean) {
+  const Tensor& tensor = *run.tensor;
+  const unsigned variant = scaling.variant | (mean == nullptr ? 0U : rules::kCentralize);
+  const auto kernel = kernels.dense[cpu::real_index(tensor.real)][variant];
+  const auto update = [&](const Run& part, void* param, const void* grad) {
+    const cpu::DenseSpan span{param,
+                              grad,
+                              state_at(tensor, StateKind::moment1, part.begin),
+                              state_at(tensor, StateKind::moment2, part.begin),
+                              state_at(tensor, StateKind::vhat, part.begin),
+                              part.count};
+    kernel(span, scaling.scalars, mean == nullptr ? 0.0 : *mean);
+  };
+  if (!tensor.is_half() && run.source->is_direct(tensor.real)) {
+    update(run, at(tensor.spec.data, run.begin, tensor.real),
+           run.source->fetch(kernels, tensor.real, run.source_begin, run.count, nullptr));
+    return;
+  }
+  for_tiles(run, [&](const Run& tile) {
+    Buffer param_buffer;
+    Buffer grad_buffer;
+    void* param = real_param(kernels, tensor, tile.begin, tile.count, &param_buffer);
+    update(tile, param,
+           run.source->fetch(kernels, tensor.real, tile.source_begin, tile.count, &grad_buffer));
+    if (tensor.is_half()) {
+      kernels.store[cpu::half_index(tensor.spec.dtype)](
+          static_cast<const float*>(param), at(tensor.spec.data, tile.begin, tensor.spec.dtype),
+          tile.count);
+    }
+  });
+}
+
+double sum_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling) {
+  const Tensor& tensor = *run.tensor;
+  const bool l2 = (scaling.variant & rules::kL2) != 0;
+  const auto kernel = kernels.row_sum[cpu::real_index(tensor.real)][l2 ? 1 : 0];
+  double sum = 0.0;
+  for_tiles(run, [&](const Run& tile) {
+    Buffer param_buffer;
+    Buffer grad_buffer;
+    void* param = real_param(kernels, tensor, tile.begin, tile.count, &param_buffer);
+    const void* grad =
+        run.source->fetch(kernels, tensor.real, tile.source_begin, tile.count, &grad_buffer);
+    sum += kernel({param, grad, nullptr, nullptr, nullptr, tile.count}, scaling.scalars);
+  });
+  return sum;
+}
+
+cpu::Measure measure_run(const cpu::KernelTable& kernels, const Run& run) {
+  const DType real = run.tensor->real;
+  cpu::Measure sum{0.0, true};
+  for_tiles(run, [&](const Run& tile) {
+    Buffer buffer;
+    const void* grad = run.source->fetch(kernels, real, tile.source_begin, tile.count, &buffer);
+    const cpu::Measure one = kernels.measure[cpu::real_index(real)](grad, tile.count);
+    sum = {sum.squares + one.squares, sum.finite && one.finite};
+  });
+  return sum;
+}
+
+void decay_moments(const cpu::KernelTable& kernels, const Run& run, double factor1,
+                   double factor2) {
+  const auto scale = kernels.scale[cpu::real_index(run.tensor->real)];
+  scale(state_at(*run.tensor, StateKind::moment1, run.begin), factor1, run.count);
+  scale(state_at(*run.tensor, StateKind::moment2, run.begin), factor2, run.count);
+}
+
+}  // namespace adamas::core

@@ -1,0 +1,79 @@
+// Runs of elements whatever their types: 16-bit parameters and gradients, and rows whose entries
+// are still to be summed, pass through small float buffers in the first-level cache, tile by tile.
+// A run that needs no conversion goes to the kernel in one piece.
+#pragma once
+
+#include <cstdint>
+
+#include "core/row_merge.hpp"
+#include "core/storage.hpp"
+#include "cpu/kernel_table.hpp"
+
+namespace adamas::core {
+
+// Elements per tile.  Sums are taken tile by tile, so this number is part of the bits.
+inline constexpr std::int64_t kTile = 1024;
+
+// Where the gradient of a run comes from.
+class GradSource {
+ public:
+  // Zero everywhere: a row that a sparse gradient does not list.
+  GradSource() = default;
+
+  // The whole of a dense gradient.
+  explicit GradSource(const Gradient& grad) : values_(grad.values), dtype_(grad.dtype) {}
+
+  // One listed row: the sum of its entries, in their order.
+  GradSource(const Gradient& grad, const RowMerge& merge, std::uint32_t entry,
+             std::int64_t row_length)
+      : values_(grad.values),
+        dtype_(grad.dtype),
+        row_length_(row_length),
+        merge_(&merge),
+        entry_(entry) {}
+
+  // Whether fetch() of any length needs no buffer.
+  bool is_direct(DType real) const;
+
+  // The elements [begin, begin + count) in type `real`: where they lie, or put into `buffer`.
+  // Up to kTile elements, more if is_direct().
+  const void* fetch(const cpu::KernelTable& kernels, DType real, std::int64_t begin,
+                    std::int64_t count, void* buffer) const;
+
+ private:
+  const void* values_ = nullptr;
+  DType dtype_ = DType::float32;
+  std::int64_t row_length_ = 0;
+  const RowMerge* merge_ = nullptr;
+  std::uint32_t entry_ = 0;
+};
+
+// Elements [begin, begin + count) of a tensor, with the gradient from `source_begin` on.
+struct Run {
+  const Tensor* tensor;
+  std::int64_t begin;
+  std::int64_t count;
+  const GradSource* source;
+  std::int64_t source_begin;
+};
+
+// The scalars of a run and the choices that go with them.
+struct Scaling {
+  cpu::StepScalars scalars;
+  unsigned variant;  // without kCentralize
+};
+
+// Updates a run; a non-null `mean` is subtracted from its gradient.
+void update_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling,
+                const double* mean = nullptr);
+
+// The sum of the gradients of a run as the rule sees them, tile by tile from first to last.
+double sum_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling);
+
+// The sum of squares of the gradients of a run as they came, likewise.
+cpu::Measure measure_run(const cpu::KernelTable& kernels, const Run& run);
+
+// Multiplies the moments of a run by beta^missed each (RowPolicy::catch_up).
+void decay_moments(const cpu::KernelTable& kernels, const Run& run, double factor1, double factor2);
+
+}  // namespace adamas::core
