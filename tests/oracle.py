@@ -112,9 +112,7 @@ def update(rule: Rule, hyper: HyperParameters, num: Array, second: Array, step: 
     return hyper.learning_rate / correction1 * num / denominator
 
 
-def next_state(
-    rule: Rule, hyper: HyperParameters, state: State, grad: Array, step: int
-) -> State:
+def next_state(rule: Rule, hyper: HyperParameters, state: State, grad: Array, step: int) -> State:
     """Return the state after the 1-based step ``step``; ``state`` stays as it is."""
     dtype = state.param.dtype.type
     hyper = HyperParameters(*(dtype(value) for value in vars(hyper).values()))

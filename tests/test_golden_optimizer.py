@@ -191,7 +191,7 @@ def check_states_after(states, case, arrays, index_of, step):
             )
 
 
-@pytest.mark.parametrize("case", golden.parameters("optimizer", with_sparse=False))
+@pytest.mark.parametrize("case", golden.parameters("optimizer", with_sparse=True))
 def test_every_step_agrees_with_mindspore(case):
     config, arrays = case.config, case.arrays()
     descriptions = config["params"]

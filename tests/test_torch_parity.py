@@ -1,0 +1,162 @@
+"""Hundreds of steps beside torch.optim.Adam and AdamW, and torch tensors as parameters."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import adamas
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+STEPS = 300
+NUMBERS = {"lr": 0.013, "betas": (0.8, 0.95), "eps": 1e-6}
+SHAPES = ((7, 5), (131,), (), (3, 2, 3, 3))
+# After 300 steps: each step's few units of the last place, summed up.
+TOLERANCE = {"float32": 2e-5, "float64": 5e-14}
+
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
+
+
+def adam(params, *, decoupled, weight_decay, amsgrad, **more):
+    return adamas.Adam(
+        params,
+        learning_rate=NUMBERS["lr"],
+        beta1=NUMBERS["betas"][0],
+        beta2=NUMBERS["betas"][1],
+        eps=NUMBERS["eps"],
+        weight_decay=weight_decay,
+        use_amsgrad=amsgrad,
+        decoupled_weight_decay=decoupled,
+        **more,
+    )
+
+
+def torch_adam(tensors, *, decoupled, weight_decay, amsgrad):
+    make = torch.optim.AdamW if decoupled else torch.optim.Adam
+    return make(tensors, **NUMBERS, weight_decay=weight_decay, amsgrad=amsgrad)
+
+
+def torch_states(optimizer, tensors, *, amsgrad):
+    """Return {our name: torch's arrays}."""
+    names = {"moment1": "exp_avg", "moment2": "exp_avg_sq"}
+    if amsgrad:
+        names["vhat"] = "max_exp_avg_sq"
+    states = {
+        ours: [optimizer.state[tensor][theirs].numpy() for tensor in tensors]
+        for ours, theirs in names.items()
+    }
+    return {"param": [tensor.detach().numpy() for tensor in tensors], **states}
+
+
+@every_dtype
+@pytest.mark.parametrize(
+    ("decoupled", "weight_decay", "amsgrad"),
+    list(itertools.product([False, True], [0.0, 0.037], [False, True])),
+)
+def test_hundreds_of_steps(dtype, decoupled, weight_decay, amsgrad):
+    rng = np.random.default_rng(5)
+    chosen = {"decoupled": decoupled, "weight_decay": weight_decay, "amsgrad": amsgrad}
+    initial = [np.array(rng.standard_normal(shape), dtype) for shape in SHAPES]
+    tensors = [torch.tensor(array, requires_grad=True) for array in initial]
+    theirs = torch_adam(tensors, **chosen)
+    params = [adamas.Parameter(array.copy()) for array in initial]
+    ours = adam(params, **chosen)
+    for step in range(STEPS):
+        size = 10.0 ** (step % 5 - 3)  # moments that shrink make AMSGrad differ
+        grads = [np.array(size * rng.standard_normal(shape), dtype) for shape in SHAPES]
+        for tensor, grad in zip(tensors, grads, strict=True):
+            tensor.grad = torch.tensor(grad)
+        theirs.step()
+        assert ours(grads)
+    got = {
+        "param": [param.data for param in params],
+        "moment1": ours.moment1,
+        "moment2": ours.moment2,
+        "vhat": ours.vhat,
+    }
+    for kind, arrays in torch_states(theirs, tensors, amsgrad=amsgrad).items():
+        for mine, wanted in zip(got[kind], arrays, strict=True):
+            np.testing.assert_allclose(
+                mine, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], err_msg=kind
+            )
+
+
+@every_dtype
+@pytest.mark.parametrize("wrap", [lambda tensor: tensor, torch.nn.Parameter])
+def test_tensors_are_updated_in_place(dtype, wrap):
+    rng = np.random.default_rng(6)
+    initial, grad = (rng.standard_normal((3, 5)).astype(dtype) for _ in range(2))
+    tensor = wrap(torch.tensor(initial))
+    address = tensor.data_ptr()
+    array = initial.copy()
+    chosen = {"decoupled": False, "weight_decay": 0.037, "amsgrad": False}
+    with_tensor = adam([adamas.Parameter(tensor, "weight")], **chosen)
+    with_array = adam([adamas.Parameter(array, "weight")], **chosen)
+    for _ in range(3):
+        with_tensor((torch.tensor(grad),))
+        with_array((grad,))
+    assert with_tensor.parameters[0].data is tensor
+    assert tensor.data_ptr() == address
+    assert tensor.detach().numpy().tobytes() == array.tobytes()
+
+
+def test_gradients_from_backward_of_a_module():
+    torch.manual_seed(0)
+    module = torch.nn.Linear(5, 3)
+    params = [adamas.Parameter(p, name) for name, p in module.named_parameters()]
+    optimizer = adam(params, decoupled=False, weight_decay=0.0, amsgrad=False)
+    inputs, targets = torch.randn(16, 5), torch.randn(16, 3)
+
+    def loss():
+        return torch.nn.functional.mse_loss(module(inputs), targets)
+
+    first = loss()
+    for _ in range(100):
+        module.zero_grad()
+        loss().backward()
+        optimizer([p.grad for p in module.parameters()])
+    assert loss() < 0.75 * first
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda grad: grad.double(),
+        lambda grad: grad.half(),
+        lambda grad: grad.T.contiguous().T,
+        lambda grad: grad.requires_grad_(),
+    ],
+    ids=["float64", "float16", "strided", "requires_grad"],
+)
+def test_other_gradients_are_converted(convert):
+    rng = np.random.default_rng(8)
+    grad = rng.integers(-8, 8, (3, 5)).astype(np.float32) / 4  # exact in float16 too
+    arrays = [np.ones((3, 5), np.float32) for _ in range(2)]
+    for array, given in zip(arrays, (grad, convert(torch.tensor(grad))), strict=True):
+        adam([adamas.Parameter(array)], decoupled=False, weight_decay=0.0, amsgrad=False)([given])
+    assert arrays[0].tobytes() == arrays[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "error", "fragment"),
+    [
+        (lambda: torch.ones(4, 6)[:, ::2], ValueError, "C-contiguous"),
+        (lambda: torch.ones(3, dtype=torch.int64), TypeError, "float32 or float64"),
+        (lambda: torch.ones(3, dtype=torch.float16), TypeError, "float32 or float64"),
+        (lambda: torch.ones(3, device="meta"), TypeError, "data must be"),
+    ],
+    ids=["strided", "int64", "float16", "without memory"],
+)
+def test_other_tensors_are_refused_as_parameters(tensor, error, fragment):
+    with pytest.raises(error, match=fragment):
+        adamas.Parameter(tensor())
+
+
+def test_overlap_with_the_own_tensor_is_refused():
+    tensor = torch.ones(3)
+    optimizer = adamas.Adam([adamas.Parameter(tensor)])
+    with pytest.raises(ValueError, match="shares memory"):
+        optimizer((tensor,))
+    assert tensor.tolist() == [1.0, 1.0, 1.0]
+    assert optimizer.global_step == 0
