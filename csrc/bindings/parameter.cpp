@@ -61,11 +61,25 @@ bool find_dtype(py::handle array, DType* dtype) {
   return find_by_name(descriptor, dtype);
 }
 
+Shape::Shape(const py::array& array) : axes_(static_cast<int>(array.ndim())) {
+  if (axes_ > kInline) heap_.assign(array.shape(), array.shape() + axes_);
+  if (axes_ <= kInline) std::copy_n(array.shape(), axes_, inline_);
+}
+
+bool Shape::is_of(const py::detail::PyArray_Proxy& array) const {
+  if (array.nd != axes_) return false;
+  const py::ssize_t* wanted = lengths();
+  for (int axis = 0; axis < axes_; ++axis) {  // a call of memcmp would cost more
+    if (array.dimensions[axis] != wanted[axis]) return false;
+  }
+  return true;
+}
+
 BoundParameter::BoundParameter(py::array array, std::string name)
     : array_(std::move(array)),
       name_(std::move(name)),
       dtype_(dtype_of(array_, name_)),
-      shape_(array_.shape(), array_.shape() + array_.ndim()),
+      shape_(array_),
       count_(array_.size()),
       data_(py::detail::array_proxy(array_.ptr())->data) {
   if ((array_.flags() & kFits) != kFits) {
@@ -79,9 +93,7 @@ void BoundParameter::check_unchanged() const {
   if ((proxy->flags & kWriteable) == 0) {
     throw py::value_error("parameter '" + name_ + "' must be writable, but it is read-only");
   }
-  const bool same_shape = proxy->nd == static_cast<int>(shape_.size()) &&
-                          std::equal(shape_.begin(), shape_.end(), proxy->dimensions);
-  if (proxy->data != data_ || !same_shape) {
+  if (proxy->data != data_ || !shape_.is_of(*proxy)) {
     throw py::value_error("parameter '" + name_ + "' was resized or moved in memory after the " +
                           "optimizer was made; make a new optimizer");
   }
@@ -94,9 +106,7 @@ bool BoundParameter::accepts(DType gradient) const {
 bool BoundParameter::view(py::handle grad, Gradient* gradient) const {
   if (!py::isinstance<py::array>(grad)) return false;
   const auto* proxy = py::detail::array_proxy(grad.ptr());
-  const bool fits = (proxy->flags & kFits) == kFits &&
-                    proxy->nd == static_cast<int>(shape_.size()) &&
-                    std::equal(shape_.begin(), shape_.end(), proxy->dimensions) &&
+  const bool fits = (proxy->flags & kFits) == kFits && shape_.is_of(*proxy) &&
                     find_dtype(grad, &gradient->dtype) && accepts(gradient->dtype);
   gradient->values = proxy->data;
   return fits;

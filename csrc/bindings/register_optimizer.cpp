@@ -46,6 +46,8 @@ struct Views {
 };
 
 class PyOptimizer {
+  static constexpr std::size_t kAhead = 8;  // arrays between a prefetch and its use
+
  public:
   // `convert(grad, array, label)` returns an array like the parameter's, or for sparse rows a tuple
   // of indices and values, or raises.
@@ -77,12 +79,21 @@ class PyOptimizer {
     }
     Views views;
     views.grads.resize(list.size());
-    for (std::size_t i = 0; i < list.size(); ++i) {
-      view(PyTuple_GET_ITEM(list.ptr(), static_cast<py::ssize_t>(i)), i, list.size(), views,
-           &views.grads[i]);
+    const auto grad = [&](std::size_t i) {
+      return py::handle(PyTuple_GET_ITEM(list.ptr(), static_cast<py::ssize_t>(i)));
+    };
+    const std::size_t count = list.size();
+    for (std::size_t i = 0; i < count; ++i) {
+      if (i + 2 * kAhead < count) prefetch_head(grad(i + 2 * kAhead));
+      if (i + kAhead < count) prefetch_shape(grad(i + kAhead));
+      view(grad(i), i, count, views, &views.grads[i]);
     }
     // After all conversions, which run foreign code.
-    for (const BoundParameter& parameter : parameters_) parameter.check_unchanged();
+    for (std::size_t i = 0; i < count; ++i) {
+      if (i + 2 * kAhead < count) prefetch_head(parameters_[i + 2 * kAhead].array());
+      if (i + kAhead < count) prefetch_shape(parameters_[i + kAhead].array());
+      parameters_[i].check_unchanged();
+    }
     Status status;
     {
       const py::gil_scoped_release released;
