@@ -138,6 +138,14 @@ const ListedRow* RowMerge::end(std::int64_t partition) const {
   return begin(partition) + partition_rows_[static_cast<std::size_t>(partition)];
 }
 
+const RowMerge::Entry* RowMerge::entries_begin(std::int64_t partition) const {
+  return entries_.data() + partition_starts_[static_cast<std::size_t>(partition)];
+}
+
+const RowMerge::Entry* RowMerge::entries_end(std::int64_t partition) const {
+  return entries_begin(partition + 1);
+}
+
 ListedRows::ListedRows(const RowMerge& merge, std::int64_t from)
     : merge_(&merge), partition_(merge.range_partition(from)) {
   at_ =

@@ -22,6 +22,11 @@ struct ListedRow {
 
 class RowMerge {
  public:
+  struct Entry {
+    std::int64_t row;
+    std::uint32_t index;
+  };
+
   static constexpr std::uint32_t kEnd = ~std::uint32_t{0};
 
   // Reserves memory for a gradient of a table with this many rows.  `sorted`: rows will ascend
@@ -48,17 +53,16 @@ class RowMerge {
   const ListedRow* begin(std::int64_t partition) const;
   const ListedRow* end(std::int64_t partition) const;
 
+  // After round 2: the entries of a partition, in order.
+  const Entry* entries_begin(std::int64_t partition) const;
+  const Entry* entries_end(std::int64_t partition) const;
+
   // If `sorted`: the partition that would list a row.
   std::int64_t range_partition(std::int64_t row) const { return row >> range_shift_; }
 
   std::uint32_t next(std::uint32_t entry) const { return next_[entry]; }
 
  private:
-  struct Entry {
-    std::int64_t row;
-    std::uint32_t index;
-  };
-
   std::size_t partition_of(std::int64_t row) const;
   std::uint32_t& start(std::int64_t segment, std::int64_t partition);
 

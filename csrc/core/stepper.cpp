@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "adamas/system.hpp"
+#include "core/prefetch.hpp"
 #include "cpu/isa.hpp"
 
 namespace adamas::core {
@@ -27,17 +28,6 @@ double ordered_sum(const double* values, std::size_t count) {
   return lanes[0];
 }
 
-// Brings the beginning of a row to the cache.  Always inlined: gcc takes a function that does
-// nothing but prefetch for one without effect, and drops the call.
-__attribute__((always_inline)) inline void prefetch_row(const void* data, std::int64_t row,
-                                                        std::int64_t row_nbytes) {
-  constexpr std::int64_t kMaxBytes = 1024;  // the rest of a longer row follows by itself
-  const char* begin = static_cast<const char*>(data) + row * row_nbytes;
-  const std::int64_t fetched = std::min(row_nbytes, kMaxBytes);
-  for (std::int64_t k = 0; k < fetched; k += kLine) __builtin_prefetch(begin + k);
-  __builtin_prefetch(begin + fetched - 1);  // a row that starts within a line ends in another
-}
-
 }  // namespace
 
 void Stepper::prepare(const AdamConfig& config, Storage& storage,
@@ -46,6 +36,9 @@ void Stepper::prepare(const AdamConfig& config, Storage& storage,
   storage_ = &storage;
   plan_ = make_plan(parameters);
   threads_ = config.num_threads > 0 ? config.num_threads : available_threads();
+  has_float32_ = std::any_of(
+      parameters.begin(), parameters.end(),
+      [](const ParameterSpec& parameter) { return real_type(parameter.dtype) == DType::float32; });
   folded_.resize(rates_count);
   segment_sums_.resize(static_cast<std::size_t>(plan_.segment_sums));
   block_squares_.resize(plan_.blocks.size());
@@ -77,9 +70,10 @@ Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& correcti
     folded.rates = rates[k];
     folded.listed = scaling(rates[k], 1.0);
     folded.unlisted = decays_all_rows ? folded.listed : scaling(rates[k], 0.0);
-    if (!is_finite(folded.listed.scalars.float64) || !is_finite(folded.listed.scalars.float32)) {
+    const cpu::StepScalars& scalars = folded.listed.scalars;
+    if (!is_finite(scalars.float64) || (has_float32_ && !is_finite(scalars.float32))) {
       return {StatusCode::invalid_argument,
-              "a learning rate or weight decay is too large for float32"};
+              "a learning rate or weight decay is too large for the arithmetic"};
     }
   }
   return {};
@@ -343,15 +337,23 @@ void Stepper::update_partition(std::int64_t partition) noexcept {
   const std::int64_t param_nbytes = row_nbytes(tensor.spec.dtype);
   const std::int64_t state_nbytes = row_nbytes(tensor.real);
   const std::int64_t grad_nbytes = row_nbytes(grad.dtype);
+  const char* grads = static_cast<const char*>(grad.values);
+  // All values of a partition at once: their sums then run from the cache.
+  constexpr std::int64_t kMaxValues = 256 << 10;  // bytes; a share of the second-level cache
+  const RowMerge::Entry* const entries_end = merge.entries_end(partition);
+  const RowMerge::Entry* entry = merge.entries_begin(partition);
+  if ((entries_end - entry) * grad_nbytes > kMaxValues) entry = entries_end;
+  for (; entry != entries_end; ++entry) prefetch_run(grads + entry->index * grad_nbytes, grad_nbytes);
   Scaling own;
   const ListedRow* const end = merge.end(partition);
   for (const ListedRow* listed = merge.begin(partition); listed != end; ++listed) {
     if (end - listed > kAhead) {
       const ListedRow& ahead = listed[kAhead];
-      prefetch_row(tensor.spec.data, ahead.row, param_nbytes);
-      prefetch_row(tensor.state(StateKind::moment1), ahead.row, state_nbytes);
-      prefetch_row(tensor.state(StateKind::moment2), ahead.row, state_nbytes);
-      prefetch_row(grad.values, ahead.first, grad_nbytes);
+      prefetch_run(tensor.data() + ahead.row * param_nbytes, param_nbytes);
+      prefetch_run(tensor.state(StateKind::moment1) + ahead.row * state_nbytes, state_nbytes);
+      prefetch_run(tensor.state(StateKind::moment2) + ahead.row * state_nbytes, state_nbytes);
+      prefetch_run(grads + ahead.first * grad_nbytes, grad_nbytes);
+      if (ahead.last != ahead.first) prefetch_run(grads + ahead.last * grad_nbytes, grad_nbytes);
     }
     const GradSource source(grad, merge, listed->first, tensor.row_length);
     const Run run{&tensor, listed->row * tensor.row_length, tensor.row_length, &source, 0};

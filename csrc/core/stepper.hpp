@@ -96,6 +96,7 @@ class Stepper {
   Storage* storage_ = nullptr;
   Plan plan_;
   int threads_ = 1;
+  bool has_float32_ = false;
   std::vector<Folded> folded_;                   // by rates
   std::vector<double> segment_sums_;             // of the rows that are centralized
   std::vector<double> block_squares_;            // by block; of sparse parameters in the first

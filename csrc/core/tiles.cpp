@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cpu/kernel_table.hpp"
+#include "core/prefetch.hpp"
 
 namespace adamas::core {
 namespace {
@@ -12,6 +12,8 @@ struct alignas(kLine) Buffer {
 };
 
 const Buffer kZeros{};
+
+constexpr int kEntriesAhead = 8;  // entries of a row between prefetch and use
 
 const char* at(const void* data, std::int64_t element, DType dtype) {
   return static_cast<const char*>(data) + static_cast<std::size_t>(element) * item_size(dtype);
@@ -73,8 +75,19 @@ const void* GradSource::fetch(const cpu::KernelTable& kernels, DType real, std::
     std::copy_n(static_cast<const char*>(first), static_cast<std::size_t>(count) * item_size(real),
                 static_cast<char*>(buffer));
   }
+  // Entries of a row lie anywhere: ask for those a few places ahead.
+  const auto nbytes = count * static_cast<std::int64_t>(item_size(dtype_));
+  std::uint32_t ahead = entry_;
+  const auto look_ahead = [&] {
+    if (ahead == RowMerge::kEnd) return;
+    ahead = merge_->next(ahead);
+    if (ahead == RowMerge::kEnd) return;
+    prefetch_run(at(values_, ahead * row_length_ + begin, dtype_), nbytes);
+  };
+  for (int i = 0; i < kEntriesAhead; ++i) look_ahead();
   for (std::uint32_t entry = merge_->next(entry_); entry != RowMerge::kEnd;
        entry = merge_->next(entry)) {
+    look_ahead();
     kernels.add[cpu::real_index(real)](buffer, one(entry, &converted), count);
   }
   return buffer;

@@ -72,20 +72,19 @@ void ThreadPool::run(Task task, void* context, std::int64_t chunks) noexcept {
   context_ = context;
   unfinished_.store(chunks, std::memory_order_relaxed);
   const std::uint32_t job = job_.load(std::memory_order_relaxed) + 1;
-  for (int lane = 0; lane < threads_; ++lane) {
+  const int lanes = static_cast<int>(std::min<std::int64_t>(threads_, chunks));
+  lanes_in_use_.store(lanes, std::memory_order_relaxed);
+  for (int lane = 0; lane < lanes; ++lane) {
     // A worker may still look at this lane for the last job.  Its claims fail from here on, and it
     // can't see the new end before that.
     lanes_[lane].cursor.store(std::uint64_t{job} << 32 | kNoChunk, std::memory_order_release);
-    const auto begin = static_cast<std::uint64_t>(chunks * lane / threads_);
-    const auto end = static_cast<std::uint32_t>(chunks * (lane + 1) / threads_);
+    const auto begin = static_cast<std::uint64_t>(chunks * lane / lanes);
+    const auto end = static_cast<std::uint32_t>(chunks * (lane + 1) / lanes);
     lanes_[lane].end.store(end, std::memory_order_release);
     lanes_[lane].cursor.store(std::uint64_t{job} << 32 | begin, std::memory_order_release);
   }
   job_.store(job, std::memory_order_seq_cst);
-  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    wake_.notify_all();
-  }
+  if (sleepers_.load(std::memory_order_seq_cst) > 0) wake(lanes - 1);
   drain(0, job);
   for (int pauses = 0; unfinished_.load(std::memory_order_acquire) > 0; ++pauses) {
     if (pauses < kPausesBeforeYield) {
@@ -96,9 +95,20 @@ void ThreadPool::run(Task task, void* context, std::int64_t chunks) noexcept {
   }
 }
 
+// Wakes as many sleepers as can help.  Those that spin come by themselves.
+void ThreadPool::wake(int helpers) noexcept {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (helpers >= sleepers_.load(std::memory_order_relaxed)) {
+    wake_.notify_all();
+  } else {
+    for (int i = 0; i < helpers; ++i) wake_.notify_one();
+  }
+}
+
 void ThreadPool::drain(int lane, std::uint32_t job) noexcept {
-  for (int offset = 0; offset < threads_; ++offset) {
-    Lane& share = lanes_[(lane + offset) % threads_];
+  const int lanes = lanes_in_use_.load(std::memory_order_relaxed);
+  for (int offset = 0; offset < lanes; ++offset) {
+    Lane& share = lanes_[(lane + offset) % lanes];
     std::uint64_t cursor = share.cursor.load(std::memory_order_acquire);
     while (static_cast<std::uint32_t>(cursor >> 32) == job) {
       const auto chunk = static_cast<std::uint32_t>(cursor);

@@ -42,6 +42,7 @@ class ThreadPool {
 
   void work(int lane) noexcept;
   void drain(int lane, std::uint32_t job) noexcept;
+  void wake(int helpers) noexcept;
   std::uint32_t wait_for_job(std::uint32_t last) noexcept;
 
   int requested_threads_;
@@ -51,6 +52,7 @@ class ThreadPool {
   Task task_ = nullptr;
   void* context_ = nullptr;
   alignas(64) std::atomic<std::uint32_t> job_{0};
+  std::atomic<int> lanes_in_use_{1};
   std::atomic<int> sleepers_{0};
   alignas(64) std::atomic<std::int64_t> unfinished_{0};
   std::mutex mutex_;
