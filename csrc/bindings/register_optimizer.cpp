@@ -53,7 +53,7 @@ class PyOptimizer {
   // of indices and values, or raises.
   PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
               py::function convert)
-      : convert_(std::move(convert)) {
+      : format_(config.state_format), convert_(std::move(convert)) {
     std::vector<ParameterSpec> specs;
     for (const PyParameter& parameter : parameters) {
       const BoundParameter& bound = parameters_.emplace_back(parameter.array, parameter.name);
@@ -137,16 +137,45 @@ class PyOptimizer {
       shape = {parameter.rows()};
       dtype = py::dtype::of<std::int64_t>();
     }
+    if (kind == StateKind::moment1 || kind == StateKind::moment2) {
+      if (format_ != StateFormat::real) return decoded(kind, i, shape);
+    }
     void* data = optimizer_->state(kind, i);
     if (data != nullptr) return py::array(dtype, shape, data, self);
     if (parameter.count() == 0) return py::array(dtype, shape);
     return py::none();
   }
 
+  // The memory of a moment or of its scales in its stored format, as unsigned integers.
+  py::array stored(StateKind kind, std::size_t i, const py::object& self) const {
+    const BoundParameter& parameter = parameters_.at(i);
+    const std::int64_t block = optimizer_->scale_block(i);
+    const bool is_moment = kind == StateKind::moment1 || kind == StateKind::moment2;
+    const bool is_scale = kind == StateKind::scale1 || kind == StateKind::scale2;
+    if (format_ == StateFormat::real || !(is_moment || (is_scale && block > 0))) {
+      throw py::value_error("there is no such state in a stored format");
+    }
+    const bool is_bfloat16 = format_ == StateFormat::bfloat16;
+    const py::dtype dtype =
+        is_bfloat16 ? py::dtype::of<std::uint16_t>() : py::dtype::of<std::uint8_t>();
+    const std::int64_t count =
+        is_moment ? parameter.count() : (parameter.count() + block - 1) / block;
+    void* data = optimizer_->state(kind, i);
+    return data == nullptr ? py::array(dtype, count) : py::array(dtype, {count}, data, self);
+  }
+
   Optimizer& optimizer() { return *optimizer_; }
   const Optimizer& optimizer() const { return *optimizer_; }
 
  private:
+  // A read-only float32 copy of a moment that is stored in another format.
+  py::array decoded(StateKind kind, std::size_t i, const std::vector<py::ssize_t>& shape) const {
+    py::array_t<float> values(shape);
+    raise(optimizer_->decode_moment(kind, i, values.mutable_data()));
+    values.attr("flags").attr("writeable") = false;
+    return values;
+  }
+
   static Span<const Rates> span(const RatesTable& rates) {
     return {rates.list.data(), rates.list.size()};
   }
@@ -209,6 +238,7 @@ class PyOptimizer {
   std::vector<BoundParameter> parameters_;
   std::vector<bool> dense_only_;
   std::unique_ptr<Optimizer> optimizer_;
+  StateFormat format_;
   py::function convert_;
 };
 
@@ -225,11 +255,18 @@ void register_optimizer(py::module_& module) {
       .value("vhat", StateKind::vhat)
       .value("master", StateKind::master)
       .value("row_step", StateKind::row_step)
+      .value("scale1", StateKind::scale1)
+      .value("scale2", StateKind::scale2)
       .finalize();
   py::native_enum<RowPolicy>(module, "RowPolicy", "enum.Enum")
       .value("exact", RowPolicy::exact)
       .value("lazy", RowPolicy::lazy)
       .value("catch_up", RowPolicy::catch_up)
+      .finalize();
+  py::native_enum<StateFormat>(module, "StateFormat", "enum.Enum")
+      .value("real", StateFormat::real)
+      .value("bfloat16", StateFormat::bfloat16)
+      .value("int8", StateFormat::int8)
       .finalize();
   py::class_<RatesTable>(module, "Rates")
       .def(py::init<const std::vector<std::pair<double, double>>&>(), py::arg("pairs"));
@@ -252,6 +289,8 @@ void register_optimizer(py::module_& module) {
       .def_readwrite("decoupled_weight_decay", &AdamConfig::decoupled_weight_decay)
       .def_readwrite("bias_correction", &AdamConfig::bias_correction)
       .def_readwrite("row_policy", &AdamConfig::row_policy)
+      .def_readwrite("state_format", &AdamConfig::state_format)
+      .def_readwrite("seed", &AdamConfig::seed)
       .def_readwrite("master_weights", &AdamConfig::master_weights)
       .def_readwrite("use_locking", &AdamConfig::use_locking)
       .def_readwrite("skip_nonfinite", &AdamConfig::skip_nonfinite)
@@ -276,6 +315,12 @@ void register_optimizer(py::module_& module) {
           "state",
           [](const py::object& self, StateKind kind, std::size_t i) {
             return self.cast<const PyOptimizer&>().state(kind, i, self);
+          },
+          py::arg("kind"), py::arg("index"))
+      .def(
+          "stored",
+          [](const py::object& self, StateKind kind, std::size_t i) {
+            return self.cast<const PyOptimizer&>().stored(kind, i, self);
           },
           py::arg("kind"), py::arg("index"))
       .def_property(

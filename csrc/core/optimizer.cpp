@@ -89,6 +89,8 @@ struct Optimizer::Impl {
   };
 
   Status prepare(const AdamConfig& options, Span<const ParameterSpec> parameters);
+  Status check_format(Span<const ParameterSpec> parameters) const;
+  Status check_scales() const;
   void load_masters();
   Status check_grads(const core::Selection& selection) noexcept;
   Status check_grad(core::Tensor& tensor, const Gradient& grad, std::int64_t index) noexcept;
@@ -124,11 +126,34 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
     if (!status.ok()) return status;
     rates_count = std::max(rates_count, static_cast<std::size_t>(parameters[i].rates) + 1);
   }
+  if (Status status = check_format(parameters); !status.ok()) return status;
   if (Status status = storage.prepare(config, parameters); !status.ok()) return status;
-  stepper.prepare(config, storage, parameters, rates_count);
+  stepper.prepare(config, storage, rates_count);
+  if (Status status = check_scales(); !status.ok()) return status;
   if (config.use_locking) locks.prepare(storage.tensors());
   applied.resize(parameters.size);
   load_masters();
+  return {};
+}
+
+Status Optimizer::Impl::check_format(Span<const ParameterSpec> parameters) const {
+  if (config.state_format == StateFormat::real) return {};
+  if (config.row_policy == RowPolicy::catch_up) {
+    return bad("moments in 16 or 8 bits do not go with the row policy catch_up");
+  }
+  for (std::size_t i = 0; i < parameters.size; ++i) {
+    if (parameters[i].dtype != DType::float64) continue;
+    return bad("a float64 parameter keeps float64 moments", static_cast<std::int64_t>(i));
+  }
+  return {};
+}
+
+Status Optimizer::Impl::check_scales() const {
+  for (const core::Tensor& tensor : storage.tensors()) {
+    if (!tensor.spec.centralize || tensor.has_own_scales()) continue;
+    return bad("int8 moments of a centralized parameter need rows that blocks of 64 to 256 fill",
+               tensor.index);
+  }
   return {};
 }
 
@@ -146,6 +171,9 @@ Status Optimizer::Impl::check_rows(const core::Tensor& tensor, const Gradient& g
   const RowIndices& rows = *grad.rows;
   if (tensor.spec.centralize) {
     return bad("a centralized parameter must not have a sparse gradient", index);
+  }
+  if (!tensor.has_own_scales()) {
+    return bad("int8 moments of a sparse gradient need rows that blocks of 64 to 256 fill", index);
   }
   if (rows.count < 0 || rows.count >= std::int64_t{core::RowMerge::kEnd}) {
     return bad("a sparse gradient must have fewer than 2^32 - 1 entries", index);
@@ -352,6 +380,28 @@ Status Optimizer::set_global_step(std::int64_t step) noexcept {
 void* Optimizer::state(StateKind kind, std::size_t i) const noexcept {
   const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
   return i < tensors.size() ? tensors[i].state(kind) : nullptr;
+}
+
+Status Optimizer::decode_moment(StateKind kind, std::size_t i, float* values) const noexcept {
+  const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
+  if (i >= tensors.size() || kind > StateKind::moment2) return bad("there is no such moment");
+  const core::Tensor& tensor = tensors[i];
+  if (tensor.format == StateFormat::real) return bad("the moment is stored as it is");
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::int64_t length = core::kTile / tensor.scale_block * tensor.scale_block;
+  for (std::int64_t begin = 0; begin < tensor.spec.count; begin += length) {
+    const std::int64_t count = std::min(length, tensor.spec.count - begin);
+    float moments[2][core::kTile];
+    core::load_moments(cpu::kernels(), tensor, begin, count, moments[0], moments[1]);
+    std::copy_n(moments[static_cast<std::size_t>(kind)], count, values + begin);
+  }
+  return {};
+}
+
+std::int64_t Optimizer::scale_block(std::size_t i) const noexcept {
+  const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
+  const bool has_scales = i < tensors.size() && tensors[i].format == StateFormat::int8;
+  return has_scales ? tensors[i].scale_block : 0;
 }
 
 std::size_t Optimizer::state_nbytes() const noexcept { return impl_->storage.state_nbytes(); }

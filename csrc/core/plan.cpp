@@ -30,17 +30,18 @@ void add_rows(Plan& plan, const ParameterSpec& parameter, std::int32_t index) {
 
 }  // namespace
 
-Plan make_plan(Span<const ParameterSpec> parameters) {
+Plan make_plan(const std::vector<Tensor>& tensors) {
   Plan plan;
-  plan.rows_of_parameter.assign(parameters.size, -1);
+  plan.rows_of_parameter.assign(tensors.size(), -1);
   std::int64_t in_chunk = kBlock;  // the first block opens the first chunk
-  for (std::size_t i = 0; i < parameters.size; ++i) {
-    const ParameterSpec& parameter = parameters[i];
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const ParameterSpec& parameter = tensors[i].spec;
+    const std::int64_t length = kBlock / tensors[i].scale_block * tensors[i].scale_block;
     const auto index = static_cast<std::int32_t>(i);
     plan.blocks_of_parameter.push_back(static_cast<std::int64_t>(plan.blocks.size()));
     if (parameter.centralize && parameter.count > 0) add_rows(plan, parameter, index);
-    for (std::int64_t begin = 0; begin < parameter.count; begin += kBlock) {
-      const std::int64_t count = std::min(kBlock, parameter.count - begin);
+    for (std::int64_t begin = 0; begin < parameter.count; begin += length) {
+      const std::int64_t count = std::min(length, parameter.count - begin);
       if (in_chunk + count > kBlock) {
         plan.chunks.push_back(static_cast<std::int64_t>(plan.blocks.size()));
         in_chunk = 0;

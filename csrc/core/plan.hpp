@@ -7,12 +7,12 @@
 #include <cstdint>
 #include <vector>
 
-#include "adamas/optimizer.hpp"
+#include "core/storage.hpp"
 
 namespace adamas::core {
 
-// Elements per block, and about as many per chunk: 64 KiB of each float32 array, so that the
-// arrays of a block fit the L2 cache together.
+// Elements per block (fewer if scales are to stay whole), and about as many per chunk: 64 KiB of
+// each float32 array, so that the arrays of a block fit the L2 cache together.
 inline constexpr std::int64_t kBlock = 16384;
 
 // A run of elements of one parameter.
@@ -50,6 +50,6 @@ struct Plan {
 };
 
 // Throws std::bad_alloc.
-Plan make_plan(Span<const ParameterSpec> parameters);
+Plan make_plan(const std::vector<Tensor>& tensors);
 
 }  // namespace adamas::core

@@ -30,27 +30,28 @@ double ordered_sum(const double* values, std::size_t count) {
 
 }  // namespace
 
-void Stepper::prepare(const AdamConfig& config, Storage& storage,
-                      Span<const ParameterSpec> parameters, std::size_t rates_count) {
+void Stepper::prepare(const AdamConfig& config, Storage& storage, std::size_t rates_count) {
   config_ = config;
   storage_ = &storage;
-  plan_ = make_plan(parameters);
+  const std::vector<Tensor>& tensors = storage.tensors();
+  plan_ = make_plan(tensors);
   threads_ = config.num_threads > 0 ? config.num_threads : available_threads();
-  has_float32_ = std::any_of(
-      parameters.begin(), parameters.end(),
-      [](const ParameterSpec& parameter) { return real_type(parameter.dtype) == DType::float32; });
+  has_float32_ = std::any_of(tensors.begin(), tensors.end(),
+                             [](const Tensor& tensor) { return tensor.real == DType::float32; });
   folded_.resize(rates_count);
   segment_sums_.resize(static_cast<std::size_t>(plan_.segment_sums));
   block_squares_.resize(plan_.blocks.size());
   single_blocks_.resize(plan_.blocks.size() + 1);
   std::iota(single_blocks_.begin(), single_blocks_.end(), std::int64_t{0});
-  sparse_.resize(parameters.size);
-  sparse_parameters_.reserve(parameters.size);
+  sparse_.resize(tensors.size());
+  sparse_parameters_.reserve(tensors.size());
 }
 
 Scaling Stepper::scaling(const Rates& rates, double decay_factor) const {
   const Rates used{rates.learning_rate, rates.weight_decay * decay_factor};
   Scaling result{};
+  result.seed = config_.seed;
+  result.step = step_;
   result.scalars.float32 = rules::fold<float>(config_, used, corrections_, factor_);
   result.scalars.float64 = rules::fold<double>(config_, used, corrections_, factor_);
   if (config_.use_nesterov) result.variant |= rules::kNesterov;
@@ -335,7 +336,7 @@ void Stepper::update_partition(std::int64_t partition) noexcept {
     return tensor.row_length * static_cast<std::int64_t>(item_size(dtype));
   };
   const std::int64_t param_nbytes = row_nbytes(tensor.spec.dtype);
-  const std::int64_t state_nbytes = row_nbytes(tensor.real);
+  const std::int64_t state_nbytes = tensor.row_length * tensor.moment_nbytes();
   const std::int64_t grad_nbytes = row_nbytes(grad.dtype);
   const char* grads = static_cast<const char*>(grad.values);
   // All values of a partition at once: their sums then run from the cache.
@@ -343,7 +344,8 @@ void Stepper::update_partition(std::int64_t partition) noexcept {
   const RowMerge::Entry* const entries_end = merge.entries_end(partition);
   const RowMerge::Entry* entry = merge.entries_begin(partition);
   if ((entries_end - entry) * grad_nbytes > kMaxValues) entry = entries_end;
-  for (; entry != entries_end; ++entry) prefetch_run(grads + entry->index * grad_nbytes, grad_nbytes);
+  for (; entry != entries_end; ++entry)
+    prefetch_run(grads + entry->index * grad_nbytes, grad_nbytes);
   Scaling own;
   const ListedRow* const end = merge.end(partition);
   for (const ListedRow* listed = merge.begin(partition); listed != end; ++listed) {

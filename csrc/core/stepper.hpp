@@ -31,8 +31,7 @@ struct Selection {
 class Stepper {
  public:
   // Throws std::bad_alloc.
-  void prepare(const AdamConfig& config, Storage& storage, Span<const ParameterSpec> parameters,
-               std::size_t rates_count);
+  void prepare(const AdamConfig& config, Storage& storage, std::size_t rates_count);
 
   // Folds the rates of the step number `step` (from 1) into scalars, with the gradients multiplied
   // by `factor`; an error if they leave the range of a parameter's type.

@@ -9,6 +9,24 @@ Range range_of(const void* data, std::size_t nbytes) {
   return {begin, begin + nbytes};
 }
 
+namespace {
+
+// Elements per scale: what divides a row, between 64 and 256 and as large as can be; a row itself
+// if it is shorter; else 128, and rows share scales.
+std::int64_t choose_scale_block(std::int64_t row_length) {
+  constexpr std::int64_t kSmallest = 64;
+  constexpr std::int64_t kLargest = 256;
+  constexpr std::int64_t kShared = 128;
+  constexpr std::int64_t kShortest = 16;  // a scale per fewer elements would not be worth it
+  if (row_length >= kShortest && row_length < kSmallest) return row_length;
+  for (std::int64_t block = kLargest; block >= kSmallest; --block) {
+    if (row_length > 0 && row_length % block == 0) return block;
+  }
+  return kShared;
+}
+
+}  // namespace
+
 Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> parameters) {
   tensors_.reserve(parameters.size);
   for (const ParameterSpec& spec : parameters) {
@@ -16,6 +34,10 @@ Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> para
     tensor.spec = spec;
     tensor.real = real_type(spec.dtype);
     tensor.row_length = spec.rows > 0 ? spec.count / spec.rows : 0;
+    tensor.index = static_cast<std::int64_t>(tensors_.size());
+    tensor.format = config.state_format;
+    tensor.scale_block =
+        config.state_format == StateFormat::int8 ? choose_scale_block(tensor.row_length) : 1;
     tensor.nbytes = static_cast<std::size_t>(spec.count) * item_size(spec.dtype);
     tensors_.push_back(tensor);
   }
@@ -25,11 +47,16 @@ Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> para
 
 std::size_t Storage::state_nbytes_of(StateKind kind, const Tensor& tensor,
                                      const AdamConfig& config) const {
-  const std::size_t elements = static_cast<std::size_t>(tensor.spec.count) * item_size(tensor.real);
+  const auto count = static_cast<std::size_t>(tensor.spec.count);
+  const std::size_t elements = count * item_size(tensor.real);
+  const auto block = static_cast<std::size_t>(tensor.scale_block);
   switch (kind) {
     case StateKind::moment1:
     case StateKind::moment2:
-      return elements;
+      return count * static_cast<std::size_t>(tensor.moment_nbytes());
+    case StateKind::scale1:
+    case StateKind::scale2:
+      return tensor.format == StateFormat::int8 ? (count + block - 1) / block : 0;
     case StateKind::vhat:
       return config.use_amsgrad ? elements : 0;
     case StateKind::master:

@@ -13,12 +13,22 @@ struct Tensor {
   ParameterSpec spec;
   DType real;                  // of the arithmetic and the moments
   std::int64_t row_length;     // elements
+  std::int64_t index;          // of the parameter
+  StateFormat format;          // of the moments
+  std::int64_t scale_block;    // StateFormat::int8: elements per scale; else 1
   std::size_t nbytes;          // of the parameter
   char* states[kStateKinds];   // null: not kept
   const void* checked_grad;    // the last gradient that was found to overlap nothing,
   std::size_t checked_nbytes;  // and its length
 
   bool is_half() const { return spec.dtype != real; }
+  // Whether each row begins with a scale of its own, so that rows can be updated one by one.
+  bool has_own_scales() const { return scale_block == 1 || row_length % scale_block == 0; }
+  std::int64_t moment_nbytes() const {  // of one element
+    return format == StateFormat::real       ? static_cast<std::int64_t>(item_size(real))
+           : format == StateFormat::bfloat16 ? 2
+                                             : 1;
+  }
   char* data() const { return static_cast<char*>(spec.data); }
   char* state(StateKind kind) const { return states[static_cast<std::size_t>(kind)]; }
   std::int64_t* row_steps() const {

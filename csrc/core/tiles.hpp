@@ -60,12 +60,19 @@ struct Run {
 // The scalars of a run and the choices that go with them.
 struct Scaling {
   cpu::StepScalars scalars;
-  unsigned variant;  // without kCentralize
+  unsigned variant;    // without kCentralize
+  std::uint64_t seed;  // of stochastic rounding, with the step
+  std::int64_t step;
 };
 
 // Updates a run; a non-null `mean` is subtracted from its gradient.
 void update_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling,
                 const double* mean = nullptr);
+
+// Decodes the moments of elements [begin, begin + count) of a tensor whose format is not `real`,
+// and whose first scale is that of `begin`.
+void load_moments(const cpu::KernelTable& kernels, const Tensor& tensor, std::int64_t begin,
+                  std::int64_t count, float* moment1, float* moment2);
 
 // The sum of the gradients of a run as the rule sees them, tile by tile from first to last.
 double sum_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling);

@@ -13,6 +13,7 @@ namespace adamas::cpu {
 // Indices of the tables: the types of arithmetic, and the types that are only stored.
 inline constexpr std::size_t kReals = 2;   // float32, float64
 inline constexpr std::size_t kHalves = 2;  // float16, bfloat16
+inline constexpr std::size_t kStateFormats = 3;
 constexpr std::size_t real_index(DType real) { return real == DType::float64 ? 1 : 0; }
 constexpr std::size_t half_index(DType half) { return half == DType::bfloat16 ? 1 : 0; }
 
@@ -56,6 +57,21 @@ using ScaleKernel = void (*)(void* values, double factor, std::int64_t count);
 using LoadKernel = void (*)(const void* halves, float* values, std::int64_t count);
 using StoreKernel = void (*)(const float* values, void* halves, std::int64_t count);
 
+// The moments of a run in a stored format and as float32.
+struct StoredMoments {
+  void* stored1;
+  void* stored2;
+  std::uint8_t* scales1;  // int8: of the blocks of the run, which it begins with; else null
+  std::uint8_t* scales2;
+  float* moment1;
+  float* moment2;
+  std::int64_t count;
+  std::int64_t block;           // int8: elements per scale
+  std::uint32_t random_key;     // for storing
+  std::uint32_t first_element;  // of the run within the parameter, modulo 2^32
+};
+using MomentsKernel = void (*)(const StoredMoments& moments);
+
 struct KernelTable {
   DenseKernel dense[kReals][rules::kVariants];
   RowSumKernel row_sum[kReals][2];  // without and with kL2
@@ -64,6 +80,8 @@ struct KernelTable {
   ScaleKernel scale[kReals];
   LoadKernel load[kHalves];
   StoreKernel store[kHalves];
+  MomentsKernel load_moments[kStateFormats];  // none for StateFormat::real
+  MomentsKernel store_moments[kStateFormats];
 };
 
 }  // namespace adamas::cpu

@@ -5,7 +5,7 @@
 // different objects, and the baseline could then run an AVX-512 copy.  For the same reason nothing
 // from the standard library that has a body is used.
 #include "cpu/kernel_table.hpp"
-#include "rules/half.hpp"
+#include "rules/low_precision.hpp"
 
 #define ADAMAS_JOIN2(a, b) a##b
 #define ADAMAS_JOIN(a, b) ADAMAS_JOIN2(a, b)
@@ -127,6 +127,75 @@ void store(const float* __restrict values, void* target, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) halves[i] = Half::store(values[i]);
 }
 
+void load_bfloat16_moments(const StoredMoments& moments) {
+  load<rules::BFloat16>(moments.stored1, moments.moment1, moments.count);
+  load<rules::BFloat16>(moments.stored2, moments.moment2, moments.count);
+}
+
+void store_bfloat16_moments(const StoredMoments& moments) {
+  auto* __restrict stored1 = static_cast<std::uint16_t*>(moments.stored1);
+  auto* __restrict stored2 = static_cast<std::uint16_t*>(moments.stored2);
+  const float* __restrict moment1 = moments.moment1;
+  const float* __restrict moment2 = moments.moment2;
+  const std::uint32_t key = moments.random_key;
+  const std::uint32_t first = moments.first_element;
+  const auto count = static_cast<std::uint32_t>(moments.count);
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const std::uint32_t random = rules::random_bits(key, first + i);
+    stored1[i] = rules::store_bfloat16(moment1[i], random >> 16);
+    stored2[i] = rules::store_bfloat16(moment2[i], random & 0xffffU);
+  }
+}
+
+void load_int8_moments(const StoredMoments& moments) {
+  const auto* __restrict stored1 = static_cast<const std::uint8_t*>(moments.stored1);
+  const auto* __restrict stored2 = static_cast<const std::uint8_t*>(moments.stored2);
+  float* __restrict moment1 = moments.moment1;
+  float* __restrict moment2 = moments.moment2;
+  for (std::int64_t begin = 0, b = 0; begin < moments.count; begin += moments.block, ++b) {
+    const std::uint32_t scale1 = moments.scales1[b];
+    const std::uint32_t scale2 = moments.scales2[b];
+    const std::int64_t left = moments.count - begin;
+    const std::int64_t end = begin + (left < moments.block ? left : moments.block);
+    for (std::int64_t i = begin; i < end; ++i) {
+      moment1[i] = rules::load_moment1(stored1[i], scale1);
+      moment2[i] = rules::load_moment2(stored2[i], scale2);
+    }
+  }
+}
+
+std::uint32_t largest_magnitude(const float* __restrict values, std::int64_t count) {
+  std::uint32_t largest = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::uint32_t magnitude = rules::bits_of(values[i]) & 0x7fffffffU;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
+
+void store_int8_moments(const StoredMoments& moments) {
+  auto* __restrict stored1 = static_cast<std::uint8_t*>(moments.stored1);
+  auto* __restrict stored2 = static_cast<std::uint8_t*>(moments.stored2);
+  const float* __restrict moment1 = moments.moment1;
+  const float* __restrict moment2 = moments.moment2;
+  const std::uint32_t key = moments.random_key;
+  for (std::int64_t begin = 0, b = 0; begin < moments.count; begin += moments.block, ++b) {
+    const std::int64_t left = moments.count - begin;
+    const std::int64_t count = left < moments.block ? left : moments.block;
+    const std::uint32_t scale1 = rules::scale_exponent(largest_magnitude(moment1 + begin, count));
+    const std::uint32_t scale2 = rules::scale_exponent(largest_magnitude(moment2 + begin, count));
+    moments.scales1[b] = static_cast<std::uint8_t>(scale1);
+    moments.scales2[b] = static_cast<std::uint8_t>(scale2);
+    const std::uint32_t first = moments.first_element + static_cast<std::uint32_t>(begin);
+    for (std::int64_t i = begin; i < begin + count; ++i) {
+      const std::uint32_t random =
+          rules::random_bits(key, first + static_cast<std::uint32_t>(i - begin));
+      stored1[i] = rules::store_moment1(moment1[i], scale1, random >> 16 << 4);
+      stored2[i] = rules::store_moment2(moment2[i], scale2, (random & 0xffffU) << 4);
+    }
+  }
+}
+
 // Fills the row of one real type, variant by variant.
 template <class Real, unsigned variant = 0>
 constexpr void fill_dense(DenseKernel* kernels) {
@@ -160,6 +229,10 @@ constexpr KernelTable make_table() {
   fill_real<double>(table, DType::float64);
   fill_half<rules::Float16>(table, DType::float16);
   fill_half<rules::BFloat16>(table, DType::bfloat16);
+  table.load_moments[static_cast<int>(StateFormat::bfloat16)] = load_bfloat16_moments;
+  table.store_moments[static_cast<int>(StateFormat::bfloat16)] = store_bfloat16_moments;
+  table.load_moments[static_cast<int>(StateFormat::int8)] = load_int8_moments;
+  table.store_moments[static_cast<int>(StateFormat::int8)] = store_int8_moments;
   return table;
 }
 

@@ -17,6 +17,12 @@ _NUMERICS = {
 
 _MAX_THREADS = 4096
 
+_STATE_FORMATS = {
+    "float32": _core.StateFormat.real,
+    "bfloat16": _core.StateFormat.bfloat16,
+    "int8": _core.StateFormat.int8,
+}
+
 _ROW_POLICIES = {
     "exact": _core.RowPolicy.exact,
     "lazy": _core.RowPolicy.lazy,
@@ -130,6 +136,14 @@ class Adam(Optimizer):
     skip_nonfinite : bool, default False, keyword only
         Whether a step whose gradients hold a NaN or an infinity changes nothing but
         `skipped_steps` and `last_step_skipped`.
+    state_dtype : {None, "float32", "bfloat16", "int8"}, keyword only
+        How the moments of parameters other than float64 are stored; None means float32. "bfloat16"
+        halves them; "int8" keeps 8-bit floats with a scale for each block of 64 to 256 elements
+        (docs/NUMERICS.md). Both are rounded stochastically, so that small changes are not lost on
+        average. `moment1` and `moment2` are then read-only float32 copies.
+    seed : int, default 0, keyword only
+        Chooses the random bits of stochastic rounding. They depend on the seed, the step, the
+        parameter's position and the element alone: a run can be repeated, with any threads.
     master_weights : bool, default False, keyword only
         Whether float32 copies of 16-bit parameters are kept and updated, from which the parameter
         is rounded to nearest even. They start from the parameter and rule from then on.
@@ -188,6 +202,8 @@ class Adam(Optimizer):
         row_policy: str | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        state_dtype: str | None = None,
+        seed: int = 0,
         master_weights: bool = False,
         comm: Any = None,
         num_threads: int | None = None,
@@ -209,6 +225,10 @@ class Adam(Optimizer):
         config.use_locking = validation.flag("use_locking", use_locking)
         config.skip_nonfinite = validation.flag("skip_nonfinite", skip_nonfinite)
         config.master_weights = validation.flag("master_weights", master_weights)
+        if state_dtype is not None:
+            name = validation.choice("state_dtype", state_dtype, tuple(_STATE_FORMATS))
+            config.state_format = _STATE_FORMATS[name]
+        config.seed = validation.integer("seed", seed, minimum=0, maximum=2**64 - 1)
         if max_grad_norm is not None:
             config.max_grad_norm = validation.real("max_grad_norm", max_grad_norm, above=0.0)
         lazy = validation.flag("use_lazy", use_lazy)

@@ -187,12 +187,15 @@ class Optimizer:
 
     @property
     def moment1(self) -> list[FloatArray]:
-        """The first moments in update order: live, writable views of the optimizer's memory."""
+        """The first moments in update order: live, writable views of the optimizer's memory.
+
+        With a ``state_dtype`` in 16 or 8 bits: read-only float32 copies.
+        """
         return self._states(_core.StateKind.moment1)
 
     @property
     def moment2(self) -> list[FloatArray]:
-        """The second moments in update order: live, writable views."""
+        """The second moments in update order, as `moment1`."""
         return self._states(_core.StateKind.moment2)
 
     @property

@@ -30,16 +30,18 @@ struct Span {
   T& operator[](std::size_t i) const { return data[i]; }
 };
 
-// The arrays of state kept for a parameter: one element for each of its elements, of its real
-// type; but row_step has one int64 for each row.
+// The arrays of state kept for a parameter: one element for each of its elements, of its real type
+// (the moments: of the state format); but row_step has one int64 for each row.
 enum class StateKind : std::uint8_t {
   moment1,
   moment2,
   vhat,      // use_amsgrad
   master,    // master_weights, of 16-bit parameters
   row_step,  // RowPolicy::catch_up: the last step that changed the row
+  scale1,    // StateFormat::int8: one byte for each block of moment1
+  scale2,    // and of moment2
 };
-inline constexpr std::size_t kStateKinds = 5;
+inline constexpr std::size_t kStateKinds = 7;
 
 class Optimizer {
  public:
@@ -73,6 +75,12 @@ class Optimizer {
 
   // The state of parameter i, as many elements as it has, or null if this optimizer keeps none.
   void* state(StateKind kind, std::size_t i) const noexcept;
+
+  // Writes a moment of parameter i as float32 to `values`, whatever its format.
+  Status decode_moment(StateKind kind, std::size_t i, float* values) const noexcept;
+
+  // How many elements of parameter i share a scale (StateFormat::int8), else 0.
+  std::int64_t scale_block(std::size_t i) const noexcept;
 
   // Bytes of all state arrays together.
   std::size_t state_nbytes() const noexcept;

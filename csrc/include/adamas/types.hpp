@@ -31,6 +31,13 @@ enum class Numerics : std::uint8_t {
   mindspore,  // the step size is corrected instead, as MindSpore's kernels do
 };
 
+// How the moments are stored; the arithmetic stays in float32 (rules/low_precision.hpp).
+enum class StateFormat : std::uint8_t {
+  real,      // as they are computed
+  bfloat16,  // stochastically rounded
+  int8,      // 8-bit floats with a scale for each block of elements, stochastically rounded
+};
+
 // The options of one optimizer, the same for all its parameters.
 struct AdamConfig {
   double beta1 = 0.9;       // in (0, 1)
@@ -43,7 +50,9 @@ struct AdamConfig {
   bool decoupled_weight_decay = false;  // AdamW instead of L2
   bool bias_correction = true;          //
   RowPolicy row_policy = RowPolicy::exact;
-  bool master_weights = false;  // keep float32 copies of 16-bit parameters
+  StateFormat state_format = StateFormat::real;  // others: not with float64 or catch_up
+  std::uint64_t seed = 0;                        // of stochastic rounding
+  bool master_weights = false;                   // keep float32 copies of 16-bit parameters
   bool use_locking = false;     // exclude optimizers that share memory and lock too
   bool skip_nonfinite = false;  // a NaN or infinity in a gradient cancels the step
   double max_grad_norm = 0.0;   // > 0: clip the norm over all gradients to it
