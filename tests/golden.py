@@ -93,7 +93,7 @@ def is_sparse(case: Case) -> bool:
     return any(param["grad"] == "sparse" for param in case.config.get("params", ()))
 
 
-def parameters(kind: str, *, with_sparse: bool = True) -> list[Any]:
+def parameters(kind: str) -> list[Any]:
     """Return the cases of one kind for `pytest.mark.parametrize`, those that cannot run as skips.
 
     So every report prints how many were left out, and why.
@@ -102,8 +102,6 @@ def parameters(kind: str, *, with_sparse: bool = True) -> list[Any]:
     def marks(case: Case) -> list[pytest.MarkDecorator]:
         if not in_scope(case):
             return [pytest.mark.skip(reason="golden case out of scope")]
-        if is_sparse(case) and not with_sparse:
-            return [pytest.mark.skip(reason="golden case with sparse gradients: not yet")]
         return []
 
     return [pytest.param(case, id=case.id, marks=marks(case)) for case in cases(kind)]

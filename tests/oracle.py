@@ -129,3 +129,74 @@ def next_state(rule: Rule, hyper: HyperParameters, state: State, grad: Array, st
         param = param - hyper.learning_rate * hyper.weight_decay * param
     param = param - update(rule, hyper, num, second, step)
     return State(param, moment1, moment2, vhat)
+
+
+# Sparse gradients.  `indices` and `values` are those of a RowTensor.
+
+
+def summed_rows(indices: Array, values: Array) -> tuple[Array, Array]:
+    """Return the listed rows, ascending, and for each the sum of its values in their order."""
+    rows, first, position = np.unique(indices, return_index=True, return_inverse=True)
+    repeats = np.setdiff1d(np.arange(len(indices)), first)
+    sums = values[first]
+    np.add.at(sums, position[repeats], values[repeats])  # one after the other
+    return rows, sums
+
+
+def dense_gradient(indices: Array, values: Array, shape: tuple[int, ...]) -> Array:
+    """Return the gradient that the exact policy means: zero but for the listed rows."""
+    rows, sums = summed_rows(indices, values)
+    grad = np.zeros(shape, values.dtype)
+    grad[rows] = sums
+    return grad
+
+
+def rows_of(state: State, rows: Array) -> State:
+    """Return some rows as a state of their own: what the lazy policy steps."""
+    return State(*(x[rows] if x.ndim else x for x in vars(state).values()))
+
+
+def caught_up(hyper: HyperParameters, state: State, missed: Array) -> State:
+    """Return the state as the policy "catch_up" finds it: each row has missed so many steps."""
+    missed = missed.reshape(-1, *[1] * (state.param.ndim - 1))
+    moment1 = state.moment1 * hyper.beta1**missed
+    moment2 = state.moment2 * hyper.beta2**missed
+    return State(state.param, moment1, moment2, state.vhat)
+
+
+# Clipping.
+
+
+def global_norm(grads: list[Array], loss_scale: float) -> Any:
+    """Return the Euclidean norm of all gradients together; duplicate rows are summed before."""
+    return np.sqrt(sum(np.square(grad.astype(np.longdouble)).sum() for grad in grads)) / loss_scale
+
+
+def clip_factor(norm: Any, max_grad_norm: float) -> Any:
+    """Return what every gradient is multiplied with."""
+    return max_grad_norm / norm if norm > max_grad_norm else 1.0
+
+
+# 16-bit types.
+
+
+@dataclass(frozen=True)
+class HalfFormat:
+    """A binary floating-point type of 16 bits."""
+
+    digits: int  # of the significand, the hidden one included
+    smallest_exponent: int  # of the smallest normal number
+    largest: float
+
+
+FLOAT16 = HalfFormat(digits=11, smallest_exponent=-14, largest=65504.0)
+BFLOAT16 = HalfFormat(digits=8, smallest_exponent=-126, largest=(2 - 2.0**-7) * 2.0**127)
+
+
+def rounded(half: HalfFormat, values: Array) -> Array:
+    """Return float32 values rounded to nearest even: to infinity if the result is too large."""
+    wide = np.asarray(values, np.float64)
+    exponent = np.frexp(wide)[1] - 1
+    last_place = np.ldexp(1.0, np.maximum(exponent, half.smallest_exponent) - half.digits + 1)
+    nearest = np.rint(wide / last_place) * last_place
+    return np.where(abs(nearest) > half.largest, np.copysign(np.inf, wide), nearest)

@@ -17,14 +17,12 @@ from hypothesis.extra import numpy as hnp
 
 import adamas
 from adamas import _core
+from helpers import ISAS, KINDS, LINE, THREADS, Arena, bits, values
 
-LINE = 64
 SMALL_SIZES = (*range(131), 1009, 16381, 16411)  # in all, more than two blocks of 16384
 LARGE_SIZES = (65537, 131071)
 HUGE_SIZES = (1000003,)
 CENTRALIZED_LARGE_SIZES = (32771, 40009)  # rows of several blocks
-THREADS = (1, 2, 3, 7)
-ISAS = tuple(_core.isas_supported())
 DTYPES = (np.float32, np.float64)
 STEPS = 2
 
@@ -72,37 +70,6 @@ def all_rules():
 RULES = dict(all_rules())
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
-
-
-def bits(array):
-    """Return the bits, those of all NaNs made equal."""
-    copy = np.array(array)
-    copy[np.isnan(copy)] = np.nan
-    return copy.view(f"u{copy.itemsize}")
-
-
-KINDS = ("mild", "huge", "any")
-
-
-def special_values(dtype, kind):
-    """Return values at which arithmetic goes wrong first: "any" adds infinity and NaN to "huge"."""
-    limits = np.finfo(dtype)
-    chosen = [0.0, limits.smallest_subnormal, 12345 * limits.smallest_subnormal]
-    chosen += [limits.smallest_normal, limits.eps, 1.0, 1e-18]
-    if kind != "mild":
-        chosen += [limits.max, limits.max / 3, np.sqrt(limits.max), 1e18]
-    if kind == "any":
-        chosen += [np.inf, np.nan]
-    positive = np.array(chosen, dtype)
-    return np.concatenate([positive, -positive])
-
-
-def values(rng, dtype, size, kind):
-    """Return numbers of many magnitudes, one in eight of them special."""
-    array = (rng.standard_normal(size) * 10 ** rng.uniform(-9, 4, size)).astype(dtype)
-    chosen = rng.random(size) < 0.125
-    array[chosen] = rng.choice(special_values(dtype, kind), int(chosen.sum()))
-    return array
 
 
 @dataclass(frozen=True)
@@ -153,24 +120,6 @@ class Problem:
 @cache
 def problem(dtype, sizes, *, centralize):
     return Problem.make(dtype, sizes, centralize=centralize)
-
-
-class Arena:
-    """Copies of arrays in one buffer, each ``offset`` bytes behind the start of a cache line."""
-
-    def __init__(self, arrays, offset):
-        starts, end = [], 0
-        for array in arrays:
-            starts.append(end + offset)
-            end += -(-(array.nbytes + offset) // LINE) * LINE
-        buffer = np.zeros(end + LINE, np.uint8)
-        to_line = -buffer.ctypes.data % LINE
-        self.views = [
-            buffer[to_line + start :][: array.nbytes].view(array.dtype).reshape(array.shape)
-            for start, array in zip(starts, arrays, strict=True)
-        ]
-        for view, array in zip(self.views, arrays, strict=True):
-            view[...] = array
 
 
 def step_all(rule, data, *, threads=1, offset=0, grad_offset=0, steps=STEPS):
