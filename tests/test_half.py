@@ -123,12 +123,7 @@ def test_rounding_to_nearest_even(half, isa, select_isa):
     assert np.isnan(widened(stored[~numbers])).all()
 
 
-FLUSHED = pytest.mark.xfail(reason="master weights are loaded in the caller's rounding environment")
-
-
-@pytest.mark.parametrize(
-    "half", [pytest.param(np.float16, marks=FLUSHED), BFLOAT16], ids=["float16", "bfloat16"]
-)
+@pytest.mark.parametrize("half", [np.float16, BFLOAT16], ids=["float16", "bfloat16"])
 def test_the_master_of_a_subnormal_whatever_the_process_has_set(half):
     """Other packages make the processor flush subnormals, for the whole thread."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -407,3 +402,13 @@ def test_bits_on_any_isa_with_any_threads(options, half, master, select_isa, ide
             }
             identity.mismatches += len(wrong)
             assert not wrong, f"{isa}, {threads} threads: other bits in {wrong}"
+
+
+def test_torch_tensors_of_bfloat16():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    weight = torch.ones(2, 3, dtype=torch.bfloat16)
+    grad = torch.full((2, 3), 0.5, dtype=torch.bfloat16)
+    optimizer = adamas.Adam([adamas.Parameter(weight)], learning_rate=0.5)
+    optimizer((grad,))
+    assert optimizer.parameters[0].data is weight
+    assert (weight == 0.5).all()

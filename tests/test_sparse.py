@@ -430,7 +430,6 @@ def test_an_empty_scipy_matrix(name):
     check_same_as_rows(lambda: made, rows, np.zeros((0, 2), np.float32), (5, 2), "exact")
 
 
-@pytest.mark.xfail(reason="of a SciPy array of one axis only element 0 is read")
 @pytest.mark.parametrize("name", ["coo_array", "csr_array"])
 def test_scipy_arrays_of_one_axis(name):
     pytest.importorskip("scipy", minversion="1.15", reason="SciPy has no arrays of one axis")

@@ -66,6 +66,12 @@ Shape::Shape(const py::array& array) : axes_(static_cast<int>(array.ndim())) {
   if (axes_ <= kInline) std::copy_n(array.shape(), axes_, inline_);
 }
 
+std::int64_t Shape::row_length() const {
+  std::int64_t length = 1;
+  for (int axis = 1; axis < axes_; ++axis) length *= lengths()[axis];
+  return length;
+}
+
 bool Shape::is_of(const py::detail::PyArray_Proxy& array) const {
   if (array.nd != axes_) return false;
   const py::ssize_t* wanted = lengths();

@@ -36,6 +36,7 @@ class Shape {
   bool is_of(const pybind11::detail::PyArray_Proxy& array) const;
 
   std::int64_t rows() const { return axes_ == 0 ? 1 : lengths()[0]; }
+  std::int64_t row_length() const;  // elements of a row, even if there is none
 
  private:
   static constexpr int kInline = 4;
@@ -69,6 +70,7 @@ class BoundParameter {
   DType dtype() const { return dtype_; }
   std::int64_t count() const { return count_; }
   std::int64_t rows() const { return shape_.rows(); }
+  std::int64_t row_length() const { return shape_.row_length(); }
   void* data() const { return data_; }
 
  private:

@@ -216,7 +216,6 @@ class PyOptimizer {
   static void view_rows(py::handle pair, const BoundParameter& parameter, RowIndices* rows,
                         Gradient* gradient) {
     const auto [indices, values] = pair.cast<std::pair<py::array, py::array>>();
-    const std::int64_t row_length = parameter.rows() > 0 ? parameter.count() / parameter.rows() : 0;
     rows->data = indices.data();
     rows->count = indices.size();
     rows->is_int64 = indices.itemsize() == 8;
@@ -224,7 +223,7 @@ class PyOptimizer {
     const bool fits = indices.dtype().kind() == 'i' && indices.itemsize() >= 4 &&
                       (indices.flags() & py::array::c_style) != 0 &&
                       (values.flags() & py::array::c_style) != 0 &&
-                      values.size() == rows->count * row_length &&
+                      values.size() == rows->count * parameter.row_length() &&
                       find_dtype(values, &gradient->dtype) && parameter.accepts(gradient->dtype);
     if (!fits) throw py::type_error("a sparse gradient could not be converted");
   }

@@ -23,6 +23,7 @@ namespace adamas {
 namespace {
 
 constexpr std::int64_t kMaxStep = std::int64_t{1} << 62;
+constexpr double kSmallestFactor = 0x1p-1000;  // of gradients; zero would not fold
 constexpr double kNotMeasured = std::numeric_limits<double>::quiet_NaN();
 
 Status bad(const char* what, std::int64_t index = -1) {
@@ -119,6 +120,7 @@ struct Optimizer::Impl {
 };
 
 Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterSpec> parameters) {
+  const cpu::FloatEnvironment pinned;  // master weights are loaded here
   config = options;
   if (config.num_threads == 0) config.num_threads = available_threads();
   for (std::size_t i = 0; i < parameters.size; ++i) {
@@ -247,7 +249,8 @@ Status Optimizer::Impl::clip(const cpu::Measure& measure, Span<const Rates> rate
   const double norm = std::sqrt(measure.squares) / config.loss_scale;
   if (config.max_grad_norm > 0.0 && norm > config.max_grad_norm) {
     if (std::isinf(norm)) return bad("the norm of the gradients overflows, so it can't be clipped");
-    Status status = fold(rates, config.max_grad_norm / norm / config.loss_scale);
+    const double factor = config.max_grad_norm / norm / config.loss_scale;
+    Status status = fold(rates, std::max(factor, kSmallestFactor));
     if (!status.ok()) return status;
   }
   last_grad_norm.store(norm);

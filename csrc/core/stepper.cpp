@@ -71,7 +71,9 @@ Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& correcti
     folded.rates = rates[k];
     folded.listed = scaling(rates[k], 1.0);
     folded.unlisted = decays_all_rows ? folded.listed : scaling(rates[k], 0.0);
-    const cpu::StepScalars& scalars = folded.listed.scalars;
+    // Numerics "mindspore" multiplies the decay of a row by its entries.
+    const double entries = decays_all_rows ? 1.0 : static_cast<double>(RowMerge::kEnd);
+    const cpu::StepScalars scalars = scaling(rates[k], entries).scalars;
     if (!is_finite(scalars.float64) || (has_float32_ && !is_finite(scalars.float32))) {
       return {StatusCode::invalid_argument,
               "a learning rate or weight decay is too large for the arithmetic"};
@@ -383,8 +385,12 @@ void Stepper::catch_up_block(const Block& block) noexcept {
 void Stepper::catch_up(const Run& run, std::int64_t row) noexcept {
   const std::int64_t missed = step_ - 1 - run.tensor->row_steps()[row];
   if (missed <= 0) return;
-  decay_moments(*kernels_, run, rules::power(config_.beta1, missed),
-                rules::power(config_.beta2, missed));
+  // Powers of the betas as the rule multiplies with them.
+  const auto beta_power = [&](double beta) {
+    const bool is_float32 = run.tensor->real == DType::float32;
+    return rules::power(is_float32 ? static_cast<double>(static_cast<float>(beta)) : beta, missed);
+  };
+  decay_moments(*kernels_, run, beta_power(config_.beta1), beta_power(config_.beta2));
 }
 
 }  // namespace adamas::core

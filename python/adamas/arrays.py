@@ -8,6 +8,7 @@ every gradient that it cannot read as it is.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -30,18 +31,29 @@ def _from_foreign(value: object) -> FloatArray | None:
     detach = getattr(value, "detach", None)
     exporter: Any = detach() if callable(detach) else value
     if hasattr(exporter, "data_ptr") and hasattr(exporter, "numpy"):
-        try:
-            array = exporter.numpy()
-        except (RuntimeError, TypeError):  # sparse, on a GPU, or of a type that NumPy lacks
-            return None
-        if array.__array_interface__["data"][0] == exporter.data_ptr():
-            return np.asarray(array)
+        return _from_torch(exporter)
     if hasattr(exporter, "__dlpack__"):
         try:
             return np.from_dlpack(exporter)
         except (BufferError, RuntimeError, TypeError, ValueError):
             return None
     return None
+
+
+def _from_torch(tensor: Any) -> FloatArray | None:
+    """View the memory of a torch tensor, or of what behaves like one, as a NumPy array."""
+    try:
+        if str(tensor.dtype) == "torch.bfloat16":  # NumPy's is that of ml_dtypes
+            from ml_dtypes import bfloat16
+
+            bits = tensor.view(sys.modules["torch"].int16).numpy()
+            array: FloatArray = np.asarray(bits).view(bfloat16)
+        else:
+            array = np.asarray(tensor.numpy())
+    except (ImportError, RuntimeError, TypeError):  # sparse, or on a GPU
+        return None
+    is_view = array.__array_interface__["data"][0] == tensor.data_ptr()
+    return array if is_view or array.size == 0 else None
 
 
 def _is_native_float(dtype: np.dtype[Any]) -> bool:
@@ -161,12 +173,31 @@ def _rows_of(grad: Any) -> tuple[Any, Any, Any] | None:
     if hasattr(grad, "indices") and hasattr(grad, "values") and hasattr(grad, "dense_shape"):
         return grad.indices, grad.values, grad.dense_shape
     if hasattr(grad, "tocsr") and hasattr(grad, "shape"):  # SciPy
-        matrix = grad.tocsr()
-        rows = np.flatnonzero(np.diff(matrix.indptr))
-        return rows, matrix[rows].toarray(), matrix.shape
+        return _scipy_rows(grad)
     if getattr(grad, "is_sparse", False) is True and hasattr(grad, "_indices"):  # torch COO
-        return grad._indices(), grad._values(), tuple(grad.shape)
+        indices = grad._indices()
+        return indices[0] if len(indices) == 1 else indices, grad._values(), tuple(grad.shape)
     return None
+
+
+def _scipy_rows(matrix: Any) -> tuple[Any, Any, Any]:
+    if len(matrix.shape) == 1:
+        entries = matrix.tocoo()
+        return entries.coords[0], entries.data, matrix.shape
+    by_row = matrix.tocsr()
+    rows = np.flatnonzero(np.diff(by_row.indptr))
+    return rows, by_row[rows].toarray(), matrix.shape
+
+
+def _index_array(indices: Any, label: str) -> npt.NDArray[Any]:
+    rows = indices if isinstance(indices, np.ndarray) else _from_foreign(indices)
+    if rows is not None:
+        return rows
+    try:
+        rows = np.asarray(indices)
+    except ValueError:  # ragged
+        raise TypeError(f"{label} must have an array of indices, got {indices!r:.60}") from None
+    return rows.astype(np.int64) if rows.size == 0 else rows
 
 
 def _row_arrays(
@@ -175,13 +206,11 @@ def _row_arrays(
     """Check the parts of a sparse gradient; whether indices are in range is checked natively."""
     if like.ndim == 0:
         raise ValueError(f"{label} must be dense: a parameter without axes has no rows")
+    if not isinstance(dense_shape, (tuple, list)):
+        raise TypeError(f"{label} must have a tuple as dense_shape, got {dense_shape!r}")
     if tuple(dense_shape) != like.shape:
         raise ValueError(f"{label} must have dense_shape {like.shape}, got {tuple(dense_shape)}")
-    rows = indices if isinstance(indices, np.ndarray) else _from_foreign(indices)
-    if rows is None:
-        rows = np.asarray(indices)
-    if rows.ndim == 2 and rows.shape[0] == 1:  # torch: one sparse axis
-        rows = rows[0]
+    rows = _index_array(indices, label)
     if rows.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
         raise TypeError(f"{label} must have indices of type int32 or int64, got {rows.dtype}")
     if rows.ndim != 1:

@@ -136,4 +136,5 @@ class RowTensor:
         return self._dense_shape
 
     def __repr__(self) -> str:
-        return f"RowTensor(entries={len(self._indices)}, dense_shape={self._dense_shape})"
+        entries = getattr(self._indices, "shape", None) or "unknown"
+        return f"RowTensor(indices of shape {entries}, dense_shape={self._dense_shape})"
