@@ -1,0 +1,280 @@
+"""Moments in 16 and 8 bits: the stored bits against their definition, and what is refused.
+
+The definition (rules/low_precision.hpp) stands here in NumPy: the random bits, the
+rounding to bfloat16, and the 8-bit floats with a scale per block. A step is emulated by an
+optimizer with float32 moments between decoding and encoding.
+"""
+
+import numpy as np
+import pytest
+
+import adamas
+from adamas import _core
+from helpers import check_refused
+
+MASK64 = 2**64 - 1
+SHAPES = [(300,), (7, 64), (5, 150), (3, 20), (2, 16384), (1, 40000), (4, 3, 32), (1,)]
+
+
+def mix(x):
+    x = (x + 0x9E3779B97F4A7C15) & MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK64
+    return x ^ (x >> 31)
+
+
+def random_bits(seed, step, parameter, count):
+    key = mix(mix(mix(seed ^ mix(step)) ^ mix(parameter))) >> 32
+    x = np.arange(count, dtype=np.uint32) + np.uint32(key)
+    x ^= x >> 16
+    x *= np.uint32(0x85EBCA6B)
+    x ^= x >> 13
+    x *= np.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def encode_bfloat16(moment1, moment2, random):
+    def encode(values, noise):
+        return ((values.view(np.uint32) + noise) >> 16).astype(np.uint16)
+
+    return encode(moment1, random >> 16), encode(moment2, random & 0xFFFF)
+
+
+def decode_bfloat16(codes):
+    return (codes.astype(np.uint32) << 16).view(np.float32)
+
+
+def scale_of(block):
+    largest = int(np.abs(block).view(np.uint32).max())
+    return min(max((largest >> 23) + ((largest & 0x7FFFFF) > 0x700000), 32), 254)
+
+
+def float_of(exponent, steps=0):
+    return np.uint32((exponent << 23) + (steps << 20)).view(np.float32)
+
+
+def encode_int8(values, scale, random20, signed):
+    zero = np.uint32((scale - (15 if signed else 31)) << 23)
+    bits = np.abs(values).view(np.uint32)
+    codes = (bits - zero + random20) >> 20
+    smallest = float_of(scale - (15 if signed else 31), 1)
+    chance = np.abs(values) / smallest * np.float32(2**20) > random20.astype(np.float32)
+    below = chance if signed else values != 0
+    codes = np.where(np.abs(values) < smallest, below.astype(np.uint32), codes)
+    codes = np.minimum(codes, 0x7F if signed else 0xFF)
+    sign = (np.signbit(values) * 0x80).astype(np.uint32) if signed else np.uint32(0)
+    return (codes | sign).astype(np.uint8)
+
+
+def decode_int8(codes, scale, signed):
+    magnitude = (codes & 0x7F if signed else codes).astype(np.uint32)
+    bits = (magnitude << 20) + np.uint32((scale - (15 if signed else 31)) << 23)
+    values = np.where(magnitude == 0, np.float32(0), bits.view(np.float32))
+    return np.where(codes & 0x80, -values, values) if signed else values
+
+
+def block_length(shape):
+    row = int(np.prod(shape[1:]))
+    if 16 <= row < 64:
+        return row
+    return next((b for b in range(256, 63, -1) if row % b == 0), 128)
+
+
+class Emulated:
+    """An optimizer with float32 moments that go through the stored format in every step."""
+
+    def __init__(self, param, state_dtype, seed, **options):
+        self.param, self.state_dtype, self.seed = param, state_dtype, seed
+        self.optimizer = adamas.Adam([adamas.Parameter(param)], **options)
+
+    def __call__(self, grad):
+        self.optimizer((grad,))
+        step = self.optimizer.global_step
+        random = random_bits(self.seed, step, 0, self.param.size)
+        moments = [m[0] for m in (self.optimizer.moment1, self.optimizer.moment2)]
+        flat = [m.reshape(-1) for m in moments]
+        if self.state_dtype == "bfloat16":
+            for values, codes in zip(flat, encode_bfloat16(*flat, random), strict=True):
+                values[:] = decode_bfloat16(codes)
+            return
+        length = block_length(self.param.shape)
+        for begin in range(0, self.param.size, length):
+            part = slice(begin, begin + length)
+            noise = random[part]
+            for values, signed, bits in (
+                (flat[0], True, (noise >> 16) << 4),
+                (flat[1], False, (noise & 0xFFFF) << 4),
+            ):
+                scale = scale_of(values[part])
+                codes = encode_int8(values[part], scale, bits, signed)
+                values[part] = decode_int8(codes, scale, signed)
+
+
+def gradients(shape, steps, seed=1):
+    rng = np.random.default_rng(seed)
+    spread = np.exp2(rng.integers(-30, 10, shape)).astype(np.float32)
+    spread[rng.random(shape) < 0.05] = 0
+    return [rng.standard_normal(shape).astype(np.float32) * spread for _ in range(steps)]
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_steps_have_the_bits_of_the_definition(shape, state_dtype):
+    start = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    options = {"learning_rate": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}
+    param, emulated_param = start.copy(), start.copy()
+    emulated = Emulated(emulated_param, state_dtype, 5, **options)
+    optimizer = adamas.Adam([adamas.Parameter(param)], state_dtype=state_dtype, seed=5, **options)
+    for grad in gradients(shape, 6):
+        optimizer((grad,))
+        emulated(grad)
+        assert param.tobytes() == emulated_param.tobytes()
+        for kind in ("moment1", "moment2"):
+            got = getattr(optimizer, kind)[0]
+            wanted = getattr(emulated.optimizer, kind)[0]
+            np.testing.assert_array_equal(got, wanted)
+
+
+def stored_bits(optimizer, state_dtype):
+    kinds = [_core.StateKind.moment1, _core.StateKind.moment2]
+    if state_dtype == "int8":
+        kinds += [_core.StateKind.scale1, _core.StateKind.scale2]
+    native = optimizer._native
+    count = range(len(optimizer.parameters))
+    return [native.stored(kind, i).tobytes() for kind in kinds for i in count]
+
+
+@pytest.mark.parametrize("policy", ["dense", "exact", "lazy"])
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+def test_the_same_bits_on_all_instruction_sets_and_threads(
+    state_dtype, policy, select_isa, identity
+):
+    shapes = [(700, 64), (90, 300), (33, 17)]
+
+    def run(isa, threads):
+        select_isa(isa)
+        params = [g.copy() for shape in shapes for g in gradients(shape, 1, seed=3)]
+        optimizer = adamas.Adam(
+            [adamas.Parameter(p) for p in params],
+            learning_rate=0.01,
+            state_dtype=state_dtype,
+            use_lazy=policy == "lazy",
+            num_threads=threads,
+        )
+        rng = np.random.default_rng(2)
+        for step in range(3):
+            grads = []
+            for shape in shapes:
+                (dense,) = gradients(shape, 1, seed=step)
+                rows = rng.integers(0, shape[0], shape[0] // 2)
+                sparse = adamas.RowTensor(rows, dense[: len(rows)], shape)
+                grads.append(dense if policy == "dense" else sparse)
+            optimizer(grads)
+        return [p.tobytes() for p in params] + stored_bits(optimizer, state_dtype)
+
+    reference = run("scalar", 1)
+    for isa in _core.isas_supported():
+        for threads in (1, 2, 3, 7):
+            same = run(isa, threads) == reference
+            identity.compared += len(shapes)
+            identity.mismatches += not same
+            assert same, (isa, threads)
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+def test_rounding_keeps_the_mean(state_dtype):
+    """What one step stores of a constant moment is right on average, well beyond its precision."""
+    count = 200_000
+    optimizer = adamas.Adam(
+        [adamas.Parameter(np.zeros((count // 100, 100), np.float32))],
+        beta1=0.9,
+        beta2=0.999,
+        state_dtype=state_dtype,
+    )
+    optimizer((np.full((count // 100, 100), 0.7654321, np.float32),))
+    for moment, exact in (
+        (optimizer.moment1[0], 0.1 * 0.7654321),
+        (optimizer.moment2[0], 0.001 * 0.7654321**2),
+    ):
+        assert len(np.unique(moment)) == 2
+        np.testing.assert_allclose(moment.mean(dtype=np.float64), exact, rtol=5e-4)
+
+
+def test_the_seed_decides_the_bits():
+    def run(seed):
+        param = np.ones((10, 100), np.float32)
+        optimizer = adamas.Adam([adamas.Parameter(param)], state_dtype="bfloat16", seed=seed)
+        for grad in gradients(param.shape, 3):
+            optimizer((grad,))
+        return stored_bits(optimizer, "bfloat16")
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+def test_a_second_moment_is_never_rounded_to_zero():
+    param = np.zeros((1, 128), np.float32)
+    grad = np.full((1, 128), 1e-12, np.float32)
+    grad[0, 0] = 1.0
+    optimizer = adamas.Adam([adamas.Parameter(param)], state_dtype="int8", learning_rate=0.1)
+    for _ in range(20):
+        optimizer((grad,))
+    assert (optimizer.moment2[0] > 0).all()
+    assert np.abs(param).max() < 20 * 0.11
+
+
+@pytest.mark.parametrize(
+    ("state_dtype", "nbytes"),
+    [(None, 8 * 12800), ("float32", 8 * 12800), ("bfloat16", 4 * 12800), ("int8", 2 * 12900)],
+)
+def test_state_nbytes(state_dtype, nbytes):
+    params = [adamas.Parameter(np.zeros((100, 128), np.float32))]
+    assert adamas.Adam(params, state_dtype=state_dtype).state_nbytes == nbytes
+
+
+def test_moments_are_copies_that_cannot_be_written():
+    optimizer = adamas.Adam([adamas.Parameter(np.ones(3, np.float32))], state_dtype="bfloat16")
+    assert optimizer.moment1[0].dtype == np.float32
+    assert not optimizer.moment1[0].flags.writeable
+
+
+def test_a_nan_stays_in_its_block():
+    param = np.zeros((2, 64), np.float32)
+    grad = np.ones((2, 64), np.float32)
+    grad[1, 5] = np.nan
+    optimizer = adamas.Adam([adamas.Parameter(param)], state_dtype="int8")
+    optimizer((grad,))
+    assert np.isfinite(optimizer.moment1[0][0]).all()
+    assert np.isnan(optimizer.moment1[0][1]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "fragment"),
+    [
+        ({"state_dtype": "float16"}, ValueError, "state_dtype"),
+        ({"state_dtype": np.float32}, TypeError, "state_dtype"),
+        ({"state_dtype": "int8", "row_policy": "catch_up"}, ValueError, "catch_up"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"seed": 2**64}, ValueError, "seed"),
+        ({"seed": 1.0}, TypeError, "seed"),
+    ],
+)
+def test_refused_options(options, error, fragment):
+    with pytest.raises(error, match=fragment):
+        adamas.Adam([adamas.Parameter(np.ones(3, np.float32))], **options)
+
+
+def test_float64_keeps_its_moments():
+    with pytest.raises(ValueError, match="float64"):
+        adamas.Adam([adamas.Parameter(np.ones(3))], state_dtype="bfloat16")
+
+
+def test_rows_that_share_scales_are_refused():
+    param = np.ones((4, 257), np.float32)  # 257 is prime
+    optimizer = adamas.Adam([adamas.Parameter(param)], state_dtype="int8")
+    rows = adamas.RowTensor(np.array([1]), np.ones((1, 257), np.float32), param.shape)
+    check_refused(optimizer, lambda: optimizer((rows,)), ValueError, "blocks")
+    conv = adamas.Parameter(np.ones((2, 257, 1), np.float32))
+    groups = [{"params": [conv], "grad_centralization": True}]
+    with pytest.raises(ValueError, match="centralized"):
+        adamas.Adam(groups, state_dtype="int8")
