@@ -4,15 +4,30 @@
 #   make test    the whole test suite; PYTEST_ARGS="-k identity" runs a part of it
 #   make lint    ruff, mypy and clang-format; changes nothing
 #   make bench   the step against the peers that are installed
+#   make tsan    the C++ tests, many threads among them, under ThreadSanitizer
+#   make asan    the C++ and the core Python tests under Address- and UndefinedBehaviorSanitizer
 #   make clean   remove .venv and everything built
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find CMakeLists.txt pyproject.toml csrc python third_party -type f \
              ! -name '*.so' ! -name '*.pyc')
-CXX_FILES := $(shell find csrc -name '*.[ch]pp')
+CXX_FILES := $(shell find csrc tests/cpp -name '*.[ch]pp')
 
-.PHONY: demo test lint format bench clean
+# Randomised addresses of some kernels leave no room for the sanitizers' own memory.
+FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+library = $(shell c++ -print-file-name=$(1))
+
+# $(1): the sanitizer, $(2): the build folder
+define build_cpp_tests
+	$(BIN)/cmake -S . -B $(2) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADAMAS_SANITIZER=$(1) -DADAMAS_TESTS=ON \
+	  -DADAMAS_PYTHON=OFF -DADAMAS_CUDA=OFF
+	$(BIN)/cmake --build $(2)
+endef
+run_cpp_tests = $(FIXED_ADDRESSES) $(BIN)/ctest --test-dir $(1) --verbose
+
+.PHONY: demo test lint format bench tsan asan clean
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/train_lenet.py
@@ -32,6 +47,37 @@ lint: .venv/installed-lint
 format: .venv/installed-lint
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+# One level deeper than the plain build, whose objects a test looks for.
+TSAN := build/tsan
+ASAN := build/asan
+# What reaches every binding and kernel, with many threads as well; and a part of test_identity.py.
+ASAN_TESTS := $(addprefix tests/test_,refusals.py optimizer.py locking.py apply.py clip_skip.py \
+                half.py sparse.py sparse_refusals.py)
+ASAN_IDENTITY := (small_size and amsgrad_nesterov) or short_rows or any_bits
+
+tsan: .venv/installed-sanitize
+	$(call build_cpp_tests,thread,$(TSAN)/cpp)
+	TSAN_OPTIONS=halt_on_error=1 $(call run_cpp_tests,$(TSAN)/cpp)
+
+# The interpreter is not sanitized itself: the libraries come before it, and its leaks are its own.
+ASAN_PYTEST = $(FIXED_ADDRESSES) env \
+  LD_PRELOAD="$(call library,libasan.so) $(call library,libstdc++.so)" \
+  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(ASAN)/site \
+  $(BIN)/python -m pytest --quiet
+
+asan: .venv/installed-sanitize .venv/installed-test $(ASAN)/installed
+	$(call build_cpp_tests,address,$(ASAN)/cpp)
+	$(call run_cpp_tests,$(ASAN)/cpp)
+	$(ASAN_PYTEST) $(ASAN_TESTS) $(PYTEST_ARGS)
+	$(ASAN_PYTEST) tests/test_identity.py -k "$(ASAN_IDENTITY)"
+
+$(ASAN)/installed: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(ASAN)/site --config-settings=build-dir=$(ASAN)/python \
+	  --config-settings=cmake.build-type=RelWithDebInfo \
+	  --config-settings=cmake.define.ADAMAS_SANITIZER=address .
+	touch $@
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
