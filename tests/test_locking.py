@@ -399,7 +399,6 @@ class Meeting(adamas.LearningRateSchedule):
         return passing
 
 
-@pytest.mark.xfail(reason="global_step is set between the schedule and the step")
 def test_setting_global_step_waits_for_the_call():
     meeting = Meeting()
     optimizer = over(np.ones(3, np.float32), learning_rate=meeting)
@@ -411,7 +410,6 @@ def test_setting_global_step_waits_for_the_call():
     assert (meeting.steps, optimizer.global_step) in [([0], 10), ([10], 11)]
 
 
-@pytest.mark.xfail(reason="another call steps between the schedule and begin_step")
 def test_begin_step_takes_the_rates_of_its_step():
     meeting = Meeting()
     optimizer = over(np.ones(3, np.float32), learning_rate=meeting)

@@ -124,7 +124,24 @@ class PyOptimizer {
     raise(status);
   }
 
-  void end_step() { raise(optimizer_->end_step()); }
+  void end_step() {
+    Status status;
+    {
+      const py::gil_scoped_release released;
+      status = optimizer_->end_step();
+    }
+    raise(status);
+  }
+
+  // Waits for a step in progress, so without the GIL.
+  void set_global_step(std::int64_t step) {
+    Status status;
+    {
+      const py::gil_scoped_release released;
+      status = optimizer_->set_global_step(step);
+    }
+    raise(status);
+  }
 
   // The state of parameter i as an array that keeps this object alive, or None.
   py::object state(StateKind kind, std::size_t i, const py::object& self) const {
@@ -164,7 +181,6 @@ class PyOptimizer {
     return data == nullptr ? py::array(dtype, count) : py::array(dtype, {count}, data, self);
   }
 
-  Optimizer& optimizer() { return *optimizer_; }
   const Optimizer& optimizer() const { return *optimizer_; }
 
  private:
@@ -324,9 +340,7 @@ void register_optimizer(py::module_& module) {
           py::arg("kind"), py::arg("index"))
       .def_property(
           "global_step", [](const PyOptimizer& self) { return self.optimizer().global_step(); },
-          [](PyOptimizer& self, std::int64_t step) {
-            raise_if_error(self.optimizer().set_global_step(step));
-          })
+          &PyOptimizer::set_global_step)
       .def_property_readonly(
           "state_nbytes", [](const PyOptimizer& self) { return self.optimizer().state_nbytes(); })
       .def_property_readonly(

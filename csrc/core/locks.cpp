@@ -5,10 +5,26 @@
 namespace adamas::core {
 namespace {
 
+struct Registration {
+  std::weak_ptr<const bool> alive;  // expires with the optimizer that registered
+  std::weak_ptr<RangeLock> lock;
+};
+
 struct Registry {
   std::mutex mutex;
-  std::vector<std::weak_ptr<RangeLock>> locks;
+  std::vector<Registration> list;
   std::uint64_t next_id = 0;
+
+  // Drops what has expired and returns the rest.
+  std::vector<std::shared_ptr<RangeLock>> living() {
+    std::vector<std::shared_ptr<RangeLock>> locks;
+    const auto is_dead = [](const Registration& entry) { return entry.alive.expired(); };
+    list.erase(std::remove_if(list.begin(), list.end(), is_dead), list.end());
+    for (const Registration& entry : list) {
+      if (auto lock = entry.lock.lock()) locks.push_back(std::move(lock));
+    }
+    return locks;
+  }
 };
 
 // Never destroyed: optimizers may outlive static objects.
@@ -56,12 +72,8 @@ class Overlaps {
 void ParameterLocks::prepare(const std::vector<Tensor>& tensors) {
   Registry& all = registry();
   const std::lock_guard<std::mutex> guard(all.mutex);
-  std::vector<std::shared_ptr<RangeLock>> earlier;
-  for (const auto& weak : all.locks) {
-    if (auto lock = weak.lock()) earlier.push_back(std::move(lock));
-  }
-  all.locks.assign(earlier.begin(), earlier.end());
-  const Overlaps overlaps(std::move(earlier));
+  const Overlaps overlaps(all.living());
+  alive_ = std::make_shared<const bool>(true);
   of_.resize(tensors.size());
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const Range range = range_of(tensors[i].spec.data, tensors[i].nbytes);
@@ -73,7 +85,7 @@ void ParameterLocks::prepare(const std::vector<Tensor>& tensors) {
     auto own = std::make_shared<RangeLock>();
     own->range = range;
     own->id = all.next_id++;
-    all.locks.push_back(own);
+    all.list.push_back({alive_, own});
     take(own);
     sort_unique(of_[i]);
     all_.insert(all_.end(), of_[i].begin(), of_[i].end());

@@ -2,7 +2,9 @@
 //
 // Every parameter registers its address range.  To change it, its own lock and those of all ranges
 // registered earlier that overlap it are taken; of two overlapping ranges the later one thus always
-// takes the lock of the earlier.  All locks are taken in one order, so nobody waits in a circle.
+// takes the lock of the earlier.  A range is listed as long as the optimizer that registered it
+// lives; those who share its lock keep the lock alone.  All locks are taken in one order, so nobody
+// waits in a circle.
 #pragma once
 
 #include <memory>
@@ -44,6 +46,7 @@ class ParameterLocks {
   const std::vector<RangeLock*>& of(std::size_t parameter) const { return of_[parameter]; }
 
  private:
+  std::shared_ptr<const bool> alive_;              // its registrations last as long
   std::vector<std::shared_ptr<RangeLock>> owned_;  // its own and those it shares
   std::vector<std::vector<RangeLock*>> of_;        // by parameter, in locking order
   std::vector<RangeLock*> all_;                    // in locking order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,11 @@ class Optimizer:
         )
         self._options, self._grouped = groups.resolve(params, self._defaults, book)
         self._round_lr = config.numerics is _core.Numerics.mindspore
-        self._lock = threading.Lock() if config.use_locking else None
+        # Around the schedules and the native call that belong together.
+        self._is_locking = config.use_locking
+        self._lock: AbstractContextManager[object] = (
+            threading.Lock() if config.use_locking else nullcontext()
+        )
         self._target = "CPU"
         self._unique = True
 
@@ -121,16 +126,14 @@ class Optimizer:
 
         Whatever is raised, nothing has changed: no parameter, no moment, no counter.
         """
-        if self._lock is None:
-            return self._step(grads)
-        with self._lock:
-            return self._step(grads)
+        if self._is_locking:
+            with self._lock:
+                self._native.step(grads, self._rates())
+        else:
+            self._native.step(grads, self._rates())
+        return True
 
     step = __call__
-
-    def _step(self, grads: Any) -> bool:
-        self._native.step(grads, self._rates())
-        return True
 
     def _rates(self) -> _core.Rates:
         """Return the learning rates and weight decays of the next step."""
@@ -151,7 +154,8 @@ class Optimizer:
             If a step is open, or the optimizer clips or skips (``max_grad_norm``,
             ``skip_nonfinite``), which needs all gradients first.
         """
-        self._native.begin_step(self._rates())
+        with self._lock:
+            self._native.begin_step(self._rates())
 
     def apply(self, param: Parameter, grad: Any) -> None:
         """Update one parameter of the open step as soon as its gradient exists.
@@ -240,7 +244,9 @@ class Optimizer:
 
     @global_step.setter
     def global_step(self, step: int) -> None:
-        self._native.global_step = validation.integer("global_step", step, minimum=0, maximum=2**62)
+        number = validation.integer("global_step", step, minimum=0, maximum=2**62)
+        with self._lock:
+            self._native.global_step = number
 
     @property
     def target(self) -> str:

@@ -28,6 +28,7 @@ constexpr Test kTests[] = {
     TEST(row_merge_refuses_rows_outside),
     TEST(overlapping_ranges_share_a_lock),
     TEST(locks_come_in_one_order),
+    TEST(locks_of_the_dead_are_dropped),
     TEST(plan_covers_everything_once),
     TEST(zeroed_block_is_aligned_and_zero),
     TEST(pool_runs_each_chunk_once),

@@ -307,11 +307,28 @@ void locks_come_in_one_order() {
   });
 }
 
+// One optimizer after another over the same memory must not collect locks.
+void locks_of_the_dead_are_dropped() {
+  std::vector<char> memory(64);
+  std::unique_ptr<Holder> holder;
+  for (int k = 0; k < 100; ++k) {
+    holder = std::make_unique<Holder>(memory.data(), std::vector<core::Range>{{0, 8}});
+  }
+  CHECK(holder->locks.all().size() <= 2);
+}
+
 void plan_covers_everything_once() {
   std::mt19937_64 random(5);
   for (int round = 0; round < 500; ++round) {
     std::vector<ParameterSpec> specs = random_specs(random);
-    const core::Plan plan = core::make_plan({specs.data(), specs.size()});
+    std::vector<core::Tensor> tensors;
+    for (const ParameterSpec& spec : specs) {
+      core::Tensor tensor{};
+      tensor.spec = spec;
+      tensor.scale_block = 1;
+      tensors.push_back(tensor);
+    }
+    const core::Plan plan = core::make_plan(tensors);
     check_blocks(plan, specs);
     check_chunks(plan);
     check_segments(plan, specs);
