@@ -293,7 +293,7 @@ class Rows {
   }
 
   void prefetch(const uint32_t* row) const {
-    for (size_t i = 0; i < width_; i += 64 / sizeof(uint32_t)) __builtin_prefetch(row + i, 1);
+    for (size_t i = 0; i < width_; i += 64 / sizeof(uint32_t)) __builtin_prefetch(row + i);
   }
 
   Pool pool_;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,8 @@ def build() -> Path:
     if not _LIBRARY.exists() or _LIBRARY.stat().st_mtime < _SOURCE.stat().st_mtime:
         _LIBRARY.parent.mkdir(parents=True, exist_ok=True)
         new = _LIBRARY.with_suffix(f".{os.getpid()}")
-        compiler = os.environ.get("CXX", "g++")
-        subprocess.run([compiler, *_FLAGS, str(_SOURCE), "-o", str(new)], check=True)
+        compiler = shlex.split(os.environ.get("CXX", "g++"))
+        subprocess.run([*compiler, *_FLAGS, str(_SOURCE), "-o", str(new)], check=True)
         new.replace(_LIBRARY)
     return _LIBRARY
 
@@ -76,6 +77,7 @@ class DenseLimit:
         self._library.dense_finish(self._handle)
 
     def __call__(self) -> None:
+        """Do one step."""
         self.repeat(1)
 
     def repeat(self, times: int) -> None:
@@ -96,9 +98,8 @@ class RowsLimit:
         self._handle = self._library.rows_new(table.ctypes.data, rows, width, threads)
 
     def __call__(self, indices: np.ndarray, grads: np.ndarray) -> None:
-        self._library.rows_run(
-            self._handle, indices.ctypes.data, indices.size, grads.ctypes.data
-        )
+        """Do one step over the rows `indices`, with one row of `grads` for each."""
+        self._library.rows_run(self._handle, indices.ctypes.data, indices.size, grads.ctypes.data)
 
     def __del__(self) -> None:
         self._library.rows_delete(self._handle)

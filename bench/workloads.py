@@ -12,6 +12,15 @@ Shape = tuple[int, ...]
 _POOL = 1 << 20  # distinct random numbers; larger arrays repeat them, which fills 1e8 quickly
 
 
+def _filled(shape: Shape, pool: np.ndarray) -> np.ndarray:
+    """Return a new array that repeats `pool`."""
+    array = np.empty(math.prod(shape), np.float32)
+    for start in range(0, array.size, pool.size):
+        part = array[start : start + pool.size]
+        part[:] = pool[: part.size]
+    return array.reshape(shape)
+
+
 @dataclass(frozen=True)
 class Dense:
     """A list of float32 tensors that one step updates."""
@@ -34,8 +43,8 @@ class Dense:
         pool = np.random.default_rng(0).standard_normal(_POOL, dtype=np.float32)
         small, reverse = pool * np.float32(0.02), pool[::-1] * np.float32(1e-3)
         return (
-            [np.resize(small, shape) for shape in self.shapes],
-            [np.resize(reverse, shape) for shape in self.shapes],
+            [_filled(shape, small) for shape in self.shapes],
+            [_filled(shape, reverse) for shape in self.shapes],
         )
 
 

@@ -58,7 +58,7 @@ def encode_int8(values, scale, random20, signed):
     bits = np.abs(values).view(np.uint32)
     codes = (bits - zero + random20) >> 20
     smallest = float_of(scale - (15 if signed else 31), 1)
-    chance = np.abs(values) / smallest * np.float32(2**20) > random20.astype(np.float32)
+    chance = np.abs(values) * np.float32(2**20) > random20.astype(np.float32) * smallest
     below = chance if signed else values != 0
     codes = np.where(np.abs(values) < smallest, below.astype(np.uint32), codes)
     codes = np.minimum(codes, 0x7F if signed else 0xFF)

@@ -9,7 +9,7 @@ namespace adamas::core {
 namespace {
 
 struct alignas(kLine) Buffer {
-  double bytes[kTile];  // of either real type
+  unsigned char bytes[kTile * sizeof(double)];  // of either real type
 };
 
 const Buffer kZeros{};

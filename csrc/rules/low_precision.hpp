@@ -89,10 +89,10 @@ ADAMAS_RULE std::uint8_t store_moment1(float value, std::uint32_t s, std::uint32
   const std::uint32_t magnitude = bits & 0x7fffffffU;
   const std::uint32_t zero = (s - 15U) << 23;
   const std::uint32_t steps = (magnitude - zero + random20) >> 20;
-  // Below the smallest code: round to it or to zero, linearly.
+  // Below the smallest number: up to it with the chance magnitude / smallest.  Both products are
+  // exact.
   const float smallest = float_of(zero + (1U << 20));
-  const float chance = float_of(magnitude) / smallest;
-  const bool up = chance * 0x1p20F > static_cast<float>(random20);
+  const bool up = float_of(magnitude) * 0x1p20F > static_cast<float>(random20) * smallest;
   std::uint32_t code = magnitude < zero + (1U << 20) ? (up ? 1U : 0U) : steps;
   code = code > 0x7fU ? 0x7fU : code;
   return static_cast<std::uint8_t>(code | sign);
