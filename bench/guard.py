@@ -123,11 +123,11 @@ def main() -> int:
         for key, ratio in _ratios(rows).items()
         if key[0] in options.configs and key[1] in options.threads
     }
-    comparisons = _compare(before, options)
-    print(_table(comparisons, options.tolerance / 100))
-    if not comparisons:
+    if not before:
         print("the baseline has no row of these workloads and threads")
         return 2
+    comparisons = _compare(before, options)
+    print(_table(comparisons, options.tolerance / 100))
     return int(any(comparison.slower(options.tolerance / 100) for comparison in comparisons))
 
 

@@ -119,7 +119,7 @@ class PeerProcess:
             self._process.stdin.flush()
             answer = json.loads(self._read())
             self._process.send_signal(signal.SIGSTOP)
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # it died, or its pipes are closed
             raise PeerError("its process died") from None
         if "error" in answer:
             raise PeerError(answer["error"])
@@ -199,10 +199,10 @@ class Bench:
             yield [*ANCHORS, *others[start : start + room]]
 
     def _set_up(self, name: str, config: str) -> PeerProcess | None:
+        if name in self.skipped:
+            return None  # its package is missing
         worker = self._workers.get(name)
         if worker is None or not worker.alive:
-            if self.skipped.get(name, "").startswith("not installed"):
-                return None
             worker = self._workers[name] = PeerProcess(name, self._threads, self._settings)
         try:
             answer = worker.ask("setup", config=config, seconds=self._settings.seconds)

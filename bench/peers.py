@@ -227,7 +227,7 @@ def deepspeed(work: Dense, threads: int) -> Step:
 
 @dense("thinc", "thinc")
 def thinc(work: Dense, _threads: int) -> Step:
-    """thinc's Adam, in one thread. It zeroes the gradient in its step, which its users pay too."""
+    """Adam of thinc, in one thread. It zeroes the gradient in its step, which its users pay too."""
     from thinc.api import Adam
 
     optimizer = Adam(
@@ -297,7 +297,7 @@ def _mindspore_scalars(mindspore: Any) -> list[Any]:
 
 @dense("mindspore", "mindspore", pinned=True)
 def mindspore_dense(work: Dense, _threads: int) -> Step:
-    """mindspore.ops.Adam, one call for each tensor."""
+    """ops.Adam of MindSpore, one call for each tensor."""
     mindspore, wait = _mindspore()
     update, scalars = mindspore.ops.Adam(), _mindspore_scalars(mindspore)
     items = [
@@ -315,7 +315,7 @@ def mindspore_dense(work: Dense, _threads: int) -> Step:
 
 @sparse("mindspore", "mindspore", pinned=True)
 def mindspore_sparse(work: Sparse, _threads: int) -> Step:
-    """mindspore's FusedSparseLazyAdam, which merges repeated rows."""
+    """FusedSparseLazyAdam of MindSpore, which merges repeated rows."""
     mindspore, wait = _mindspore()
     update, scalars = (
         mindspore.ops.operations.FusedSparseLazyAdam(),

@@ -3,8 +3,8 @@
     python bench/plot.py baseline
 
 peers.png shows the time of a step over that of the limit for sizes of one tensor, a line for each
-peer. states.png shows what 16-bit and 8-bit moments gain over the float32 limit, with the floor
-that the bytes alone would allow.
+peer. states.png shows what 16-bit and 8-bit moments gain over the float32 limit: dashed, what the
+number of bytes would allow; dotted, what moving that many bytes took.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from measure import Row
 
 Line = list[tuple[int, float]]  # elements, ratio to the limit
 _SIZES = [f"n1e{power}" for power in range(3, 9)]
+_CACHED = 10_000  # elements; below, calls and not bytes make the time
 _INK, _GRID = "#333333", "#e4e4e4"
 _PEERS = {  # peer: label, colour
     "adamas": ("adamas", "#c8102e"),
@@ -78,6 +79,7 @@ def _axes(title: str, ylabel: str) -> Any:
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write labels to the right of the ends of lines, moved apart where they would touch."""
+    axes.figure.canvas.draw()  # fixes the limits of the axes
     height = axes.get_window_extent().height
     step = 1.35 * plt.rcParams["font.size"] * axes.figure.dpi / 72 / height  # of the axes' height
     lowest = float("-inf")
@@ -95,10 +97,12 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> Non
         )
 
 
-def _caption(axes: Any, document: dict[str, Any], threads: int) -> None:
+def _caption(axes: Any, document: dict[str, Any], threads: int, note: str) -> None:
     machine = document["machine"]
     text = f"{machine['cpu']}, {threads} thread(s), {document['date'][:10]}. {_versions(document)}"
-    axes.figure.text(0.125, -0.045, text, fontsize=7.5, color="#777777")
+    if note:
+        text = f"{note}\n{text}"
+    axes.figure.text(0.125, -0.02, text, fontsize=7.5, color="#777777", va="top")
 
 
 def _versions(document: dict[str, Any]) -> str:
@@ -136,37 +140,47 @@ def draw_peers(document: dict[str, Any], rows: Sequence[Row], threads: int, path
     _finish(axes, document, threads, path)
 
 
+def _draw_floor(axes: Any, count: int, colour: str) -> None:
+    """Draw the part of the float32 time that the bytes alone would take."""
+    share = count / _STATES["adamas"][2]
+    axes.axhline(share, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), alpha=0.8)
+    axes.text(
+        *(0.01, share * 1.015),
+        f"{count} bytes an element: {share:.2f} x",
+        color=colour,
+        fontsize=8.5,
+        va="bottom",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
+        transform=axes.get_yaxis_transform(),
+    )
+
+
 def draw_states(document: dict[str, Any], rows: Sequence[Row], threads: int, path: Path) -> None:
     """Draw the time with smaller moments over the float32 limit, and the floors of their bytes."""
     axes = _axes(
         "Smaller moments move fewer bytes",
         "time / time to move the bytes of a float32 step",
     )
-    lines = _lines(rows, threads)
+    axes.set_yscale("log", base=2)
+    lines = _lines([row for row in rows if row.elements >= _CACHED], threads)
     ends = []
-    full = _STATES["adamas"][2]
     for peer, (label, colour, count) in _STATES.items():
-        axes.axhline(count / full, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), alpha=0.75)
-        axes.text(
-            *(0.01, count / full),
-            f"{count} bytes an element: {count / full:.2f}",
-            color=colour,
-            fontsize=8.5,
-            va="bottom",
-            transform=axes.get_yaxis_transform(),
-        )
+        _draw_floor(axes, count, colour)
+        traffic = lines.get(peer.replace("adamas", "limit"))
+        if traffic and peer != "adamas":
+            axes.plot(*zip(*traffic, strict=True), color=colour, linewidth=1.3, linestyle=":")
         if peer in lines:
             x, y = zip(*lines[peer], strict=True)
             axes.plot(x, y, color=colour, linewidth=2.4, marker="o", markersize=5)
             ends.append((x[-1], y[-1], label, colour))
-    highest = max((y for peer in _STATES for _, y in lines.get(peer, [])), default=1.0)
-    axes.set_ylim(0, min(1.08 * highest, 8.0))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g} x")
     _label_ends(axes, ends)
-    _finish(axes, document, threads, path)
+    note = "Dashed: the share of the bytes. Dotted: moving that many bytes without arithmetic."
+    _finish(axes, document, threads, path, note)
 
 
-def _finish(axes: Any, document: dict[str, Any], threads: int, path: Path) -> None:
-    _caption(axes, document, threads)
+def _finish(axes: Any, document: dict[str, Any], threads: int, path: Path, note: str = "") -> None:
+    _caption(axes, document, threads, note)
     axes.figure.savefig(path)
     plt.close(axes.figure)
     print(path)
@@ -182,7 +196,10 @@ def main() -> None:
     options = parser.parse_args()
     source = report.path_of(options.name)
     document, rows = report.load(source)
-    threads = options.threads or max(row.threads for row in rows)
+    threads = options.threads or max((row.threads for row in rows), default=1)
+    if not _lines(rows, threads):
+        print(f"{source.name} has no single tensors with {threads} thread(s): nothing to draw")
+        return
     with plt.rc_context(_STYLE):
         for name, draw in (("peers", draw_peers), ("states", draw_states)):
             draw(document, rows, threads, source.with_name(f"{source.stem}-{name}.png"))

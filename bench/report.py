@@ -61,7 +61,18 @@ def save(
         "busy": [_rounded(asdict(row)) for row in busy],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(_text(document) + "\n")
+
+
+def _text(document: dict[str, Any]) -> str:
+    """Return JSON with a line for each entry and for each row of a list."""
+    entries = []
+    for key, value in document.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        entries.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(entries) + "\n}"
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
