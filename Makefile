@@ -3,7 +3,8 @@
 #   make demo    train LeNet-5 on handwritten digits and draw the curves (lenet.png)
 #   make test    the whole test suite; PYTEST_ARGS="-k identity" runs a part of it
 #   make lint    ruff, mypy and clang-format; changes nothing
-#   make bench   the step against the peers that are installed
+#   make bench   the step against the limit of the memory and the peers that are installed
+#   make bench-guard   the main rows again, against those stored in bench/results
 #   make tsan    the C++ tests, many threads among them, under ThreadSanitizer
 #   make asan    the C++ and the core Python tests under Address- and UndefinedBehaviorSanitizer
 #   make clean   remove .venv and everything built
@@ -27,7 +28,7 @@ define build_cpp_tests
 endef
 run_cpp_tests = $(FIXED_ADDRESSES) $(BIN)/ctest --test-dir $(1) --verbose
 
-.PHONY: demo test lint format bench tsan asan clean
+.PHONY: demo test lint format bench bench-guard tsan asan clean
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/train_lenet.py
@@ -36,7 +37,11 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: .venv/installed-bench
-	$(BIN)/python bench/step.py $(BENCH_ARGS)
+	$(BIN)/python bench/run.py $(BENCH_ARGS)
+	$(BIN)/python bench/plot.py
+
+bench-guard: .venv/installed-bench
+	$(BIN)/python bench/guard.py $(GUARD_ARGS)
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -179,3 +184,21 @@ def widened(array):
     """Return 16-bit values as float32, which is exact; a signalling NaN is no reason to warn."""
     with np.errstate(invalid="ignore"):
         return array.astype(np.float32)
+
+
+# Processes
+
+
+def run_python(*arguments, **environment):
+    """Run Python in a new process that finds the same adamas; return the finished process."""
+    home = str(Path(adamas.__file__).parent.parent)
+    path = os.pathsep.join([home, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    inherited = {key: value for key, value in os.environ.items() if key != "ADAMAS_ISA"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**inherited, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )

@@ -364,3 +364,20 @@ def test_states_move_with_each_apply():
     moved = [bool((moment != 0).all()) for moment in states_of(optimizer)["moment1"]]
     assert moved == [False, False, True]
     assert optimizer.global_step == 0
+
+
+def test_a_step_can_be_given_up():
+    first, second = np.ones(3, np.float32), np.ones(3, np.float32)
+    params = [adamas.Parameter(first), adamas.Parameter(second)]
+    optimizer = adamas.Adam(params, learning_rate=0.1)
+    grad = np.full(3, 0.5, np.float32)
+    optimizer.begin_step()
+    optimizer.apply(params[0], grad)
+    optimizer.cancel_step()
+    assert optimizer.global_step == 0
+    assert (first != 1).all()
+    assert (second == 1).all()
+    optimizer((grad, grad))
+    assert optimizer.global_step == 1
+    with pytest.raises(RuntimeError, match="begin_step"):
+        optimizer.cancel_step()

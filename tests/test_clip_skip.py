@@ -468,3 +468,12 @@ def test_replacing_one_gradient_changes_only_the_norm_below_the_limit():
         optimizer(form)
         norms.append(optimizer.last_grad_norm)
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-14)
+
+
+def test_clipping_by_a_factor_that_float32_cannot_hold():
+    clipped, scaled = np.ones(2, np.float32), np.ones(2, np.float32)
+    grad = np.full(2, 1e38, np.float32)
+    adamas.Adam([adamas.Parameter(clipped)], max_grad_norm=1e-8)((grad,))
+    adamas.Adam([adamas.Parameter(scaled)])((np.full(2, 1e-8 / math.sqrt(2), np.float32),))
+    np.testing.assert_allclose(clipped, scaled, rtol=1e-6)
+    assert (clipped < 1).all()

@@ -6,8 +6,6 @@ import itertools
 import math
 import os
 import platform
-import subprocess
-import sys
 import textwrap
 import threading
 
@@ -16,6 +14,7 @@ import pytest
 
 import adamas
 from adamas import _core
+from helpers import run_python
 
 GRAD = 0.5
 
@@ -551,21 +550,6 @@ def test_flush_to_zero_changes_no_bit_and_stays_set(dtype, num_threads):
     assert (plain.moment1[0] != 0).any()
 
 
-def run_python(*arguments, **environment):
-    """Run Python in a new process that finds the same adamas; return the finished process."""
-    home = os.path.dirname(os.path.dirname(adamas.__file__))  # noqa: PTH120
-    path = os.pathsep.join([home, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
-    inherited = {key: value for key, value in os.environ.items() if key != "ADAMAS_ISA"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env={**inherited, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 TRAIN = """
     import os, sys
     import numpy as np
@@ -660,3 +644,45 @@ def test_steps_as_large_as_they_get():
     assert optimizer(grads_for(optimizer)) is True
     assert optimizer.global_step == 2**62
     assert math.isfinite(float(np.asarray(optimizer.parameters[0])[0]))
+
+
+def test_the_loss_scale_can_be_set():
+    scaled, plain = np.ones(3, np.float32), np.ones(3, np.float32)
+    optimizer = adamas.Adam([adamas.Parameter(scaled)])
+    other = adamas.Adam([adamas.Parameter(plain)])
+    grad = np.array([0.1, -0.2, 0.3], np.float32)
+    for scale in (1.0, 1024.0, 512.0):
+        optimizer.loss_scale = scale
+        assert optimizer.loss_scale == scale
+        optimizer((grad * np.float32(scale),))
+        other((grad,))
+    assert scaled.tobytes() == plain.tobytes()
+    for bad, error in ((0.0, ValueError), (math.nan, ValueError), (True, TypeError)):
+        with pytest.raises(error, match="loss_scale"):
+            optimizer.loss_scale = bad
+    assert optimizer.loss_scale == 512.0
+
+
+def test_exit_while_a_daemon_thread_steps():
+    script = """
+        import threading, time
+        import numpy as np
+        import adamas
+
+        grad = np.ones(200_000, np.float32)
+        optimizer = adamas.Adam([adamas.Parameter(np.ones(200_000, np.float32))])
+
+        def work():
+            while True:
+                optimizer((grad,))
+
+        threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.05)
+    """
+    result = run_python("-c", textwrap.dedent(script))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_an_instruction_set_without_a_name():
+    with pytest.raises((TypeError, ValueError)):
+        _core.select_isa(None)

@@ -847,3 +847,20 @@ def test_a_learning_rate_of_zero_leaves_the_parameter():
     assert optimizer([np.ones(3, np.float32)]) is True
     assert (param == 1).all()
     assert (optimizer.moment1[0] != 0).all()
+
+
+def test_masked_arrays():
+    param = np.ones(3, np.float32)
+    optimizer = adamas.Adam([adamas.Parameter(param)])
+    grad = np.ma.masked_array(np.array([1, np.nan, 1], np.float32), mask=[0, 1, 0])
+    check_refused(optimizer, (grad,), TypeError, "grads[0]", "masked")
+    with pytest.raises(TypeError, match="data must not be a masked"):
+        adamas.Parameter(np.ma.masked_array(param))
+
+
+@pytest.mark.parametrize("options", [{"eps": 1e300}, {"learning_rate": 1e60}])
+def test_what_float32_cannot_hold_in_mindspore_numerics(options):
+    with pytest.raises(ValueError, match=r"finite|too large"):
+        adamas.Adam([adamas.Parameter(np.ones(3, np.float32))], numerics="mindspore", **options)(
+            (np.ones(3, np.float32),)
+        )

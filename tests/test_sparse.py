@@ -4,6 +4,9 @@ The reference is the library's own dense step, which the accuracy and golden tes
 gradient or the rows that the oracle's sparse definition names.
 """
 
+import os
+import textwrap
+
 import numpy as np
 import pytest
 
@@ -20,6 +23,7 @@ from helpers import (
     parameters,
     replaced,
     row_tensor,
+    run_python,
     states_of,
     values,
 )
@@ -595,3 +599,45 @@ def test_every_count_of_entries_is_summed_in_order(policy, count, index_dtype):
 def test_the_isas_are_those_of_this_machine():
     assert "scalar" in ISAS
     assert _core.isa_in_use() in ISAS
+
+
+@pytest.mark.parametrize("numerics", ["mindspore", "standard"])
+def test_decoupled_decay_reaches_all_rows_in_both_numerics(numerics):
+    """Only L2 decay is added to entries; decoupled decay is taken from all rows."""
+    dense, sparse = np.ones((4, 2), np.float32), np.ones((4, 2), np.float32)
+    options = {"learning_rate": 0.1, "weight_decay": 0.1, "numerics": numerics}
+    grad = np.zeros((4, 2), np.float32)
+    grad[1] = 3.0
+    rows = adamas.RowTensor(np.array([1, 1]), np.array([[1, 1], [2, 2]], np.float32), (4, 2))
+    adamas.AdamWeightDecay([adamas.Parameter(dense)], **options)((grad,))
+    adamas.AdamWeightDecay([adamas.Parameter(sparse)], **options)((rows,))
+    assert dense.tobytes() == sparse.tobytes()
+
+
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer needs all address space"
+)
+def test_running_out_of_memory_leaves_a_usable_optimizer():
+    script = """
+        import resource
+        import numpy as np
+        import adamas
+
+        table = np.ones((8, 1), np.float32)
+        optimizer = adamas.Adam([adamas.Parameter(table)], use_lazy=True)
+        count = 4_000_000
+        rows = adamas.RowTensor(np.zeros(count, np.int64), np.ones((count, 1), np.float32), (8, 1))
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (120 << 20), -1))
+        try:
+            optimizer((rows,))
+        except MemoryError:
+            assert optimizer.global_step == 0 and (table == 1).all()
+            print("refused")
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+        optimizer((rows,))
+        print("done", optimizer.global_step)
+    """
+    result = run_python("-c", textwrap.dedent(script))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[-2] == "done 1"

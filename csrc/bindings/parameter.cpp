@@ -110,7 +110,8 @@ bool BoundParameter::accepts(DType gradient) const {
 }
 
 bool BoundParameter::view(py::handle grad, Gradient* gradient) const {
-  if (!py::isinstance<py::array>(grad)) return false;
+  // Subclasses may mean something else by their memory (a masked array): gradient() looks at them.
+  if (Py_TYPE(grad.ptr()) != Py_TYPE(array_.ptr())) return false;
   const auto* proxy = py::detail::array_proxy(grad.ptr());
   const bool fits = (proxy->flags & kFits) == kFits && shape_.is_of(*proxy) &&
                     find_dtype(grad, &gradient->dtype) && accepts(gradient->dtype);

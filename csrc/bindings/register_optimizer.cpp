@@ -2,6 +2,7 @@
 #include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <memory>
 #include <string>
@@ -16,6 +17,23 @@ namespace py = pybind11;
 
 namespace adamas::bindings {
 namespace {
+
+// Calls a function of the core without Python's global lock.
+//
+// While the interpreter shuts down, taking the lock again ends a daemon thread, before Python 3.14
+// by unwinding its stack.  A stack with noexcept functions can't be unwound, so the thread is
+// parked instead, as 3.14 does.
+template <class Function>
+Status without_gil(Function function) {
+  PyThreadState* const state = PyEval_SaveThread();
+  const Status status = function();
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) ::pause();
+  }
+  return status;
+}
 
 // The learning rates and weight decays of one step, ready for the core.
 struct RatesTable {
@@ -94,21 +112,12 @@ class PyOptimizer {
       if (i + kAhead < count) prefetch_shape(parameters_[i + kAhead].array());
       parameters_[i].check_unchanged();
     }
-    Status status;
-    {
-      const py::gil_scoped_release released;
-      status = optimizer_->step({views.grads.data(), views.grads.size()}, span(rates));
-    }
-    raise(status);
+    raise(without_gil(
+        [&] { return optimizer_->step({views.grads.data(), views.grads.size()}, span(rates)); }));
   }
 
   void begin_step(const RatesTable& rates) {
-    Status status;
-    {
-      const py::gil_scoped_release released;
-      status = optimizer_->begin_step(span(rates));
-    }
-    raise(status);
+    raise(without_gil([&] { return optimizer_->begin_step(span(rates)); }));
   }
 
   void apply(std::size_t i, py::handle grad) {
@@ -116,31 +125,23 @@ class PyOptimizer {
     Gradient gradient;
     view(grad, i, 1, views, &gradient);
     parameters_.at(i).check_unchanged();
-    Status status;
-    {
-      const py::gil_scoped_release released;
-      status = optimizer_->apply(i, gradient);
-    }
-    raise(status);
+    raise(without_gil([&] { return optimizer_->apply(i, gradient); }));
   }
 
   void end_step() {
-    Status status;
-    {
-      const py::gil_scoped_release released;
-      status = optimizer_->end_step();
-    }
-    raise(status);
+    raise(without_gil([&] { return optimizer_->end_step(); }));
   }
 
-  // Waits for a step in progress, so without the GIL.
+  void cancel_step() {
+    raise(without_gil([&] { return optimizer_->cancel_step(); }));
+  }
+
+  void set_loss_scale(double loss_scale) {
+    raise(without_gil([&] { return optimizer_->set_loss_scale(loss_scale); }));
+  }
+
   void set_global_step(std::int64_t step) {
-    Status status;
-    {
-      const py::gil_scoped_release released;
-      status = optimizer_->set_global_step(step);
-    }
-    raise(status);
+    raise(without_gil([&] { return optimizer_->set_global_step(step); }));
   }
 
   // The state of parameter i as an array that keeps this object alive, or None.
@@ -159,7 +160,9 @@ class PyOptimizer {
     }
     void* data = optimizer_->state(kind, i);
     if (data != nullptr) return py::array(dtype, shape, data, self);
-    if (parameter.count() == 0) return py::array(dtype, shape);
+    const bool is_kept =
+        kind != StateKind::master || real_type(parameter.dtype()) != parameter.dtype();
+    if (parameter.count() == 0 && is_kept) return py::array(dtype, shape);
     return py::none();
   }
 
@@ -187,7 +190,8 @@ class PyOptimizer {
   // A read-only float32 copy of a moment that is stored in another format.
   py::array decoded(StateKind kind, std::size_t i, const std::vector<py::ssize_t>& shape) const {
     py::array_t<float> values(shape);
-    raise(optimizer_->decode_moment(kind, i, values.mutable_data()));
+    float* target = values.mutable_data();
+    raise(without_gil([&] { return optimizer_->decode_moment(kind, i, target); }));
     values.attr("flags").attr("writeable") = false;
     return values;
   }
@@ -318,6 +322,10 @@ void register_optimizer(py::module_& module) {
       .def("begin_step", &PyOptimizer::begin_step, py::arg("rates"))
       .def("apply", &PyOptimizer::apply, py::arg("index"), py::arg("grad"))
       .def("end_step", &PyOptimizer::end_step)
+      .def("cancel_step", &PyOptimizer::cancel_step)
+      .def_property(
+          "loss_scale", [](const PyOptimizer& self) { return self.optimizer().loss_scale(); },
+          &PyOptimizer::set_loss_scale)
       .def_property_readonly(
           "last_step_skipped",
           [](const PyOptimizer& self) { return self.optimizer().last_step_skipped(); })

@@ -16,6 +16,7 @@ std::size_t round_up(std::size_t value, std::size_t unit) {
 }  // namespace
 
 bool ZeroedBlock::allocate(std::size_t bytes) noexcept {
+  release();
   if (bytes == 0) return true;
   const bool huge = bytes >= kHugePage;
   const std::size_t mapping_size = round_up(bytes, kHugePage) + (huge ? kHugePage : 0);
@@ -36,8 +37,14 @@ bool ZeroedBlock::allocate(std::size_t bytes) noexcept {
   return true;
 }
 
-ZeroedBlock::~ZeroedBlock() {
+void ZeroedBlock::release() noexcept {
   if (mapping_ != nullptr) munmap(mapping_, mapping_size_);
+  data_ = nullptr;
+  size_ = 0;
+  mapping_ = nullptr;
+  mapping_size_ = 0;
 }
+
+ZeroedBlock::~ZeroedBlock() { release(); }
 
 }  // namespace adamas::core

@@ -17,13 +17,15 @@ class ZeroedBlock {
   ZeroedBlock(const ZeroedBlock&) = delete;
   ZeroedBlock& operator=(const ZeroedBlock&) = delete;
 
-  // Called once; false if the memory could not be had.
+  // Gives up what it held; false, and holding nothing, if the memory could not be had.
   bool allocate(std::size_t bytes) noexcept;
 
   char* data() const noexcept { return data_; }
   std::size_t size() const noexcept { return size_; }
 
  private:
+  void release() noexcept;
+
   char* data_ = nullptr;
   std::size_t size_ = 0;
   void* mapping_ = nullptr;

@@ -23,7 +23,7 @@ namespace adamas {
 namespace {
 
 constexpr std::int64_t kMaxStep = std::int64_t{1} << 62;
-constexpr double kSmallestFactor = 0x1p-1000;  // of gradients; zero would not fold
+constexpr const char* kOpen = "a step is open: call end_step or cancel_step first";
 constexpr double kNotMeasured = std::numeric_limits<double>::quiet_NaN();
 
 Status bad(const char* what, std::int64_t index = -1) {
@@ -221,7 +221,7 @@ Status Optimizer::Impl::check_grads(const core::Selection& selection) noexcept {
 }
 
 Status Optimizer::Impl::check_closed() const noexcept {
-  if (open) return {StatusCode::bad_state, "a step is open: call end_step first"};
+  if (open) return {StatusCode::bad_state, kOpen};
   if (global_step.load() >= kMaxStep) return bad("global_step has reached its limit of 2^62");
   return {};
 }
@@ -249,8 +249,7 @@ Status Optimizer::Impl::clip(const cpu::Measure& measure, Span<const Rates> rate
   const double norm = std::sqrt(measure.squares) / config.loss_scale;
   if (config.max_grad_norm > 0.0 && norm > config.max_grad_norm) {
     if (std::isinf(norm)) return bad("the norm of the gradients overflows, so it can't be clipped");
-    const double factor = config.max_grad_norm / norm / config.loss_scale;
-    Status status = fold(rates, std::max(factor, kSmallestFactor));
+    Status status = fold(rates, config.max_grad_norm / norm / config.loss_scale);
     if (!status.ok()) return status;
   }
   last_grad_norm.store(norm);
@@ -359,6 +358,28 @@ Status Optimizer::end_step() noexcept {
   return {};
 }
 
+Status Optimizer::cancel_step() noexcept {
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  if (!impl_->open) return {StatusCode::bad_state, "no step is open: call begin_step first"};
+  impl_->open = false;
+  return {};
+}
+
+double Optimizer::loss_scale() const noexcept {
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  return impl_->config.loss_scale;
+}
+
+Status Optimizer::set_loss_scale(double loss_scale) noexcept {
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  if (impl_->open) return {StatusCode::bad_state, kOpen};
+  AdamConfig changed = impl_->config;
+  changed.loss_scale = loss_scale;
+  if (Status status = check(changed); !status.ok()) return status;
+  impl_->config = changed;
+  return {};
+}
+
 bool Optimizer::last_step_skipped() const noexcept { return impl_->last_step_skipped.load(); }
 std::int64_t Optimizer::skipped_steps() const noexcept { return impl_->skipped_steps.load(); }
 double Optimizer::last_grad_norm() const noexcept { return impl_->last_grad_norm.load(); }
@@ -369,7 +390,7 @@ Status Optimizer::set_global_step(std::int64_t step) noexcept {
   Impl& impl = *impl_;
   if (step < 0 || step > kMaxStep) return bad("global_step must be in [0, 2^62]");
   const std::lock_guard<std::mutex> lock(impl.mutex);
-  if (impl.open) return {StatusCode::bad_state, "a step is open: call end_step first"};
+  if (impl.open) return {StatusCode::bad_state, kOpen};
   const std::int64_t moved = step - impl.global_step.load();
   for (const core::Tensor& tensor : impl.storage.tensors()) {
     std::int64_t* row_steps = tensor.row_steps();

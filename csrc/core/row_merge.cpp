@@ -5,9 +5,11 @@
 namespace adamas::core {
 namespace {
 
-constexpr std::int64_t kSegment = 8192;      // entries per task of rounds 1 and 2
-constexpr std::int64_t kPerPartition = 512;  // entries, about
-constexpr std::int64_t kMaxPartitions = 256;
+constexpr std::int64_t kSegment = 8192;   // entries per task of rounds 1 and 2
+constexpr std::int64_t kSmallest = 256;   // entries that are worth a partition
+constexpr std::int64_t kLargest = 65536;  // entries whose rows still fit the second-level cache
+constexpr std::int64_t kPerThread = 2;    // partitions
+constexpr std::int64_t kMaxPartitions = 1024;
 constexpr std::uint32_t kEmpty = ~std::uint32_t{0};
 
 // Fibonacci hashing; the upper half is well mixed: its top chooses the partition, its bottom the
@@ -25,12 +27,17 @@ std::uint32_t capacity(std::uint32_t n) {
 
 }  // namespace
 
-void RowMerge::prepare(const RowIndices& indices, std::int64_t table_rows, bool sorted) {
+void RowMerge::prepare(const RowIndices& indices, std::int64_t table_rows, bool sorted,
+                       int threads) {
   indices_ = indices;
   table_rows_ = table_rows;
   sorted_ = sorted;
   segments_ = (indices.count + kSegment - 1) / kSegment;
-  partitions_ = std::clamp<std::int64_t>(indices.count / kPerPartition, 1, kMaxPartitions);
+  // Few partitions keep entries near each other, several per thread let threads share the work.
+  const std::int64_t wanted = threads == 1 ? 1 : std::int64_t{kPerThread} * threads;
+  const std::int64_t useful =
+      std::clamp<std::int64_t>(indices.count / kSmallest, 1, kMaxPartitions);
+  partitions_ = std::min(std::max(wanted, indices.count / kLargest), useful);
   range_shift_ = 0;
   while (table_rows > 0 && (table_rows - 1) >> range_shift_ >= partitions_) ++range_shift_;
   outside_.store(false, std::memory_order_relaxed);
@@ -41,9 +48,9 @@ void RowMerge::prepare(const RowIndices& indices, std::int64_t table_rows, bool 
   partition_rows_.assign(partitions, 0);
   if (entries_.size() < count) {
     checked_rows_.resize(count);
-    entries_.resize(count);
     rows_.resize(count);
     next_.resize(count);
+    entries_.resize(count);  // last: its size says that of all four
   }
   // capacity(n) <= 4 n, but at least 2.
   if (slots_.size() < 4 * count + 2 * partitions) slots_.resize(4 * count + 2 * partitions);
@@ -96,7 +103,7 @@ void RowMerge::scatter(std::int64_t segment) noexcept {
   const std::int64_t last = std::min((segment + 1) * kSegment, indices_.count);
   for (std::int64_t entry = segment * kSegment; entry < last; ++entry) {
     const std::int64_t row = checked_rows_[static_cast<std::size_t>(entry)];
-    entries_[positions[partition_of(row)]++] = {row, static_cast<std::uint32_t>(entry)};
+    entries_[positions[partition_of(row)]++] = {row, static_cast<std::uint32_t>(entry), 0};
   }
 }
 
@@ -110,15 +117,17 @@ void RowMerge::unite(std::int64_t partition) noexcept {
   ListedRow* rows = rows_.data() + begin;
   std::uint32_t listed = 0;
   for (std::uint32_t k = begin; k < end; ++k) {
-    const Entry entry = entries_[k];
+    Entry& entry = entries_[k];
     next_[entry.index] = kEnd;
     std::uint32_t slot = hash(entry.row) & mask;
     while (slots[slot] != kEmpty && rows[slots[slot]].row != entry.row) slot = (slot + 1) & mask;
     if (slots[slot] == kEmpty) {
       slots[slot] = listed;
+      entry.listed = listed;
       rows[listed++] = {entry.row, entry.index, entry.index};
     } else {
-      ListedRow& row = rows[slots[slot]];
+      entry.listed = slots[slot];
+      ListedRow& row = rows[entry.listed];
       next_[row.last] = entry.index;
       row.last = entry.index;
     }

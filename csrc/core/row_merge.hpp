@@ -24,7 +24,8 @@ class RowMerge {
  public:
   struct Entry {
     std::int64_t row;
-    std::uint32_t index;
+    std::uint32_t index;   // of the entry in the gradient
+    std::uint32_t listed;  // after round 3, if not sorted: of its row within the partition
   };
 
   static constexpr std::uint32_t kEnd = ~std::uint32_t{0};
@@ -32,7 +33,8 @@ class RowMerge {
   // Reserves memory for a gradient of a table with this many rows.  `sorted`: rows will ascend
   // within each partition and from partition to partition; else each partition lists its rows as
   // they first appear, and partitions are about equally long.  Throws std::bad_alloc.
-  void prepare(const RowIndices& indices, std::int64_t table_rows, bool sorted);
+  // `threads` chooses the number of partitions, which changes no result.
+  void prepare(const RowIndices& indices, std::int64_t table_rows, bool sorted, int threads);
 
   std::int64_t segments() const { return segments_; }
   std::int64_t partitions() const { return partitions_; }
@@ -56,6 +58,11 @@ class RowMerge {
   // After round 2: the entries of a partition, in order.
   const Entry* entries_begin(std::int64_t partition) const;
   const Entry* entries_end(std::int64_t partition) const;
+
+  // The number of entries in the partitions before.
+  std::uint32_t partition_start(std::int64_t partition) const {
+    return partition_starts_[static_cast<std::size_t>(partition)];
+  }
 
   // If `sorted`: the partition that would list a row.
   std::int64_t range_partition(std::int64_t row) const { return row >> range_shift_; }

@@ -5,7 +5,6 @@
 #include <new>
 #include <numeric>
 
-#include "adamas/system.hpp"
 #include "core/prefetch.hpp"
 #include "cpu/isa.hpp"
 
@@ -14,7 +13,8 @@ namespace {
 
 template <class Real>
 bool is_finite(const rules::Scalars<Real>& s) {
-  return std::isfinite(s.decay) && std::isfinite(s.keep) && std::isfinite(s.negative_step);
+  return std::isfinite(s.decay) && std::isfinite(s.keep) && std::isfinite(s.negative_step) &&
+         s.one_minus_beta1 > 0;
 }
 
 // Adds doubles in 16 interleaved lanes and then as a tree, like the kernels.
@@ -35,7 +35,7 @@ void Stepper::prepare(const AdamConfig& config, Storage& storage, std::size_t ra
   storage_ = &storage;
   const std::vector<Tensor>& tensors = storage.tensors();
   plan_ = make_plan(tensors);
-  threads_ = config.num_threads > 0 ? config.num_threads : available_threads();
+  threads_ = config.num_threads;
   has_float32_ = std::any_of(tensors.begin(), tensors.end(),
                              [](const Tensor& tensor) { return tensor.real == DType::float32; });
   folded_.resize(rates_count);
@@ -65,18 +65,20 @@ Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& correcti
   corrections_ = corrections;
   step_ = step;
   factor_ = factor;
-  const bool decays_all_rows = config_.numerics == Numerics::standard;
   for (std::size_t k = 0; k < folded_.size(); ++k) {
     Folded& folded = folded_[k];
     folded.rates = rates[k];
     folded.listed = scaling(rates[k], 1.0);
-    folded.unlisted = decays_all_rows ? folded.listed : scaling(rates[k], 0.0);
-    // Numerics "mindspore" multiplies the decay of a row by its entries.
-    const double entries = decays_all_rows ? 1.0 : static_cast<double>(RowMerge::kEnd);
-    const cpu::StepScalars scalars = scaling(rates[k], entries).scalars;
+    folded.unlisted = decays_all_rows() ? folded.listed : scaling(rates[k], 0.0);
+    // Where decay is counted by entries, the largest count must stay finite too.
+    const cpu::StepScalars scalars =
+        decays_all_rows() ? folded.listed.scalars
+                          : scaling(rates[k], static_cast<double>(RowMerge::kEnd)).scalars;
     if (!is_finite(scalars.float64) || (has_float32_ && !is_finite(scalars.float32))) {
-      return {StatusCode::invalid_argument,
-              "a learning rate or weight decay is too large for the arithmetic"};
+      return {
+          StatusCode::invalid_argument,
+          "a learning rate or weight decay is too large for the arithmetic, or the factor of the "
+          "gradients too small"};
     }
   }
   return {};
@@ -89,16 +91,24 @@ const Scaling& Stepper::listed_scaling(const Tensor& tensor) const {
 // Numerics "mindspore" decays once for each entry, "standard" once for each row.  `own` has room
 // for scalars of the row's own.
 const Scaling& Stepper::row_scaling(const Tensor& tensor, const RowMerge& merge,
-                                    std::uint32_t first, Scaling& own) const {
+                                    const ListedRow& listed, Scaling& own) const {
   const Folded& folded = folded_[static_cast<std::size_t>(tensor.spec.rates)];
-  const bool repeats = merge.next(first) != RowMerge::kEnd;
-  if (config_.numerics == Numerics::standard || !repeats || folded.rates.weight_decay == 0.0) {
-    return folded.listed;
-  }
+  const bool repeats = listed.first != listed.last;
+  if (decays_all_rows() || !repeats || folded.rates.weight_decay == 0.0) return folded.listed;
   double entries = 0.0;
-  for (std::uint32_t entry = first; entry != RowMerge::kEnd; entry = merge.next(entry)) ++entries;
+  for (std::uint32_t entry = listed.first; entry != RowMerge::kEnd; entry = merge.next(entry))
+    ++entries;
   own = scaling(folded.rates, entries);
   return own;
+}
+
+// Whether any parameter is updated block by block; tables of which only some rows are have so many
+// blocks that looking at each would cost more than their rows.
+bool Stepper::updates_blocks() const {
+  for (std::size_t i = selection_.first; i < selection_.last; ++i) {
+    if (updates_all_rows(i)) return true;
+  }
+  return false;
 }
 
 bool Stepper::updates_all_rows(std::size_t parameter) const {
@@ -121,10 +131,12 @@ Status Stepper::merge(const Selection& selection, bool measured) noexcept {
   united_ = sorted;
   for (std::size_t i = selection.first; i < selection.last; ++i) {
     if (!is_sparse(i)) continue;
+    const Tensor& tensor = storage_->tensors()[i];
     try {
       if (!sparse_[i]) sparse_[i] = std::make_unique<Sparse>();
       const RowIndices& rows = *selection.grad(i).rows;
-      sparse_[i]->merge.prepare(rows, storage_->tensors()[i].spec.rows, sorted);
+      sparse_[i]->merge.prepare(rows, tensor.spec.rows, sorted, threads_);
+      sparse_[i]->sums.prepare(sorted ? 0 : rows.count, tensor.row_length, tensor.real);
       if (measured) sparse_[i]->squares.resize(static_cast<std::size_t>(rows.count));
     } catch (const std::bad_alloc&) {
       return {StatusCode::out_of_memory, "no memory for the rows of a sparse gradient",
@@ -225,7 +237,7 @@ void Stepper::update() noexcept {
     first_segment_ = rows.first_chunk;
     run<&Stepper::sum_segments>(rows.last_chunk - rows.first_chunk);
   }
-  run<&Stepper::update_chunk>(select_chunks());
+  if (updates_blocks()) run<&Stepper::update_chunk>(select_chunks());
   for (const std::size_t i : sparse_parameters_) {
     if (updates_all_rows(i)) continue;
     current_ = i;
@@ -321,7 +333,7 @@ void Stepper::update_table(const Block& block) noexcept {
     const std::int64_t run_end = std::min(row_begin + tensor.row_length, end);
     const GradSource source(selection_.grad(i), merge, listed->first, tensor.row_length);
     update_run(*kernels_, {&tensor, begin, run_end - begin, &source, begin - row_begin},
-               row_scaling(tensor, merge, listed->first, own));
+               row_scaling(tensor, merge, *listed, own));
     begin = run_end;
     rows.advance();
   }
@@ -341,13 +353,9 @@ void Stepper::update_partition(std::int64_t partition) noexcept {
   const std::int64_t state_nbytes = tensor.row_length * tensor.moment_nbytes();
   const std::int64_t grad_nbytes = row_nbytes(grad.dtype);
   const char* grads = static_cast<const char*>(grad.values);
-  // All values of a partition at once: their sums then run from the cache.
-  constexpr std::int64_t kMaxValues = 256 << 10;  // bytes; a share of the second-level cache
-  const RowMerge::Entry* const entries_end = merge.entries_end(partition);
-  const RowMerge::Entry* entry = merge.entries_begin(partition);
-  if ((entries_end - entry) * grad_nbytes > kMaxValues) entry = entries_end;
-  for (; entry != entries_end; ++entry)
-    prefetch_run(grads + entry->index * grad_nbytes, grad_nbytes);
+  RowSums& sums = sparse_[current_]->sums;
+  const bool has_sums = !united_ && sums.has();
+  if (has_sums) sums.sum(*kernels_, merge, grad, partition);
   Scaling own;
   const ListedRow* const end = merge.end(partition);
   for (const ListedRow* listed = merge.begin(partition); listed != end; ++listed) {
@@ -357,15 +365,18 @@ void Stepper::update_partition(std::int64_t partition) noexcept {
       prefetch_run(tensor.state(StateKind::moment1) + ahead.row * state_nbytes, state_nbytes);
       prefetch_run(tensor.state(StateKind::moment2) + ahead.row * state_nbytes, state_nbytes);
       prefetch_run(grads + ahead.first * grad_nbytes, grad_nbytes);
-      if (ahead.last != ahead.first) prefetch_run(grads + ahead.last * grad_nbytes, grad_nbytes);
     }
-    const GradSource source(grad, merge, listed->first, tensor.row_length);
+    const GradSource source =
+        listed->first == listed->last
+            ? GradSource({grads + listed->first * grad_nbytes, nullptr, grad.dtype})
+        : has_sums ? GradSource({sums.of(listed - merge.begin(0)), nullptr, tensor.real})
+                   : GradSource(grad, merge, listed->first, tensor.row_length);
     const Run run{&tensor, listed->row * tensor.row_length, tensor.row_length, &source, 0};
     if (tensor.row_steps() != nullptr) {
       catch_up(run, listed->row);
       tensor.row_steps()[listed->row] = step_;
     }
-    update_run(*kernels_, run, row_scaling(tensor, merge, listed->first, own));
+    update_run(*kernels_, run, row_scaling(tensor, merge, *listed, own));
   }
 }
 

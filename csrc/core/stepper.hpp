@@ -2,7 +2,7 @@
 //
 // core/optimizer.cpp decides whether a step happens and with which rates; this class finds listed
 // rows, measures gradients and updates.  It holds scratch memory only: after merge(), which may
-// refuse indices or run out of memory, nothing can fail and nothing allocates.
+// refuse indices or run out of memory, nothing can fail.
 #pragma once
 
 #include <atomic>
@@ -12,6 +12,7 @@
 
 #include "core/plan.hpp"
 #include "core/row_merge.hpp"
+#include "core/row_sums.hpp"
 #include "core/storage.hpp"
 #include "core/tiles.hpp"
 #include "cpu/thread_pool.hpp"
@@ -61,6 +62,7 @@ class Stepper {
   // What a sparse gradient needs, kept from step to step.
   struct Sparse {
     RowMerge merge;
+    RowSums sums;
     std::vector<double> squares;  // by listed row
   };
 
@@ -69,10 +71,15 @@ class Stepper {
 
   Scaling scaling(const Rates& rates, double decay_factor) const;
   const Scaling& listed_scaling(const Tensor& tensor) const;
-  const Scaling& row_scaling(const Tensor& tensor, const RowMerge& merge, std::uint32_t first,
+  const Scaling& row_scaling(const Tensor& tensor, const RowMerge& merge, const ListedRow& listed,
                              Scaling& own) const;
+  // Numerics "mindspore" adds L2 decay to the entries of a sparse gradient, not to all rows.
+  bool decays_all_rows() const {
+    return config_.numerics == Numerics::standard || config_.decoupled_weight_decay;
+  }
   bool is_sparse(std::size_t parameter) const { return selection_.grad(parameter).rows != nullptr; }
   bool updates_all_rows(std::size_t parameter) const;
+  bool updates_blocks() const;
 
   void count_rows(std::int64_t segment) noexcept;
   void scatter_rows(std::int64_t segment) noexcept;

@@ -67,6 +67,7 @@ const IsaInfo* isas(int* count) noexcept {
 const char* isa_in_use() noexcept { return cpu::infos().list[cpu::chosen().load()].name; }
 
 Status select_isa(const char* name) noexcept {
+  if (name == nullptr) return {StatusCode::invalid_argument, "the instruction set has no name"};
   for (int i = 0; i < cpu::kCount; ++i) {
     if (std::strcmp(cpu::infos().list[i].name, name) != 0) continue;
     if (!cpu::infos().list[i].supported) {

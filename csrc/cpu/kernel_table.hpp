@@ -1,6 +1,6 @@
 // The kernels of one instruction set, as the dispatcher sees them.
 //
-// cpu/kernels.cpp fills one table per ISA; core/optimizer.cpp picks a kernel by one look-up.
+// cpu/kernels.cpp fills one table per ISA; core/tiles.cpp picks a kernel by one look-up.
 #pragma once
 
 #include <cstdint>

@@ -6,8 +6,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <new>
-#include <system_error>
 #include <thread>
 
 #include "adamas/system.hpp"
@@ -57,7 +57,7 @@ ThreadPool::ThreadPool(int threads) noexcept
   for (int lane = 1; lane < threads_; ++lane) {
     try {
       std::thread([this, lane] { work(lane); }).detach();
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {  // no thread, or no memory for it
       threads_ = lane;
     }
   }

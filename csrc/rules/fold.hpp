@@ -11,6 +11,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "adamas/types.hpp"
 #include "rules/adam.hpp"
@@ -42,6 +43,12 @@ Scalars<Real> fold(const AdamConfig& config, const Rates& rates, const Correctio
   if (fraction == 0.5) {
     fraction = 1.0;
     --exponent;
+  }
+  // A tinier factor stays in the constants: its power of two would round to zero.
+  constexpr int kLowest = std::numeric_limits<Real>::min_exponent - 1;
+  if (exponent < kLowest) {
+    fraction = std::ldexp(fraction, exponent - kLowest);
+    exponent = kLowest;
   }
   const bool standard = config.numerics == Numerics::standard;
   const double learning_rate = rates.learning_rate;

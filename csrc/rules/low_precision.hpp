@@ -1,6 +1,7 @@
 // Moments in 16 and 8 bits: how they are rounded and laid out.
 //
-// Both formats round stochastically: up with the probability that makes the expected value exact.
+// Both formats round stochastically: up with the probability that makes the expected value exact, to
+// within the 16 random bits that each moment gets.
 // Rounding to nearest would lose the small changes of a moment for ever.  The random bits of an
 // element depend on the seed, the step, the parameter and the element alone, never on a thread or a
 // launch, so a run can be repeated and every device agrees.

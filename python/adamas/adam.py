@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from . import _core, validation
 from .optimizer import Optimizer
 
@@ -60,9 +58,9 @@ def _config(beta1: Any, beta2: Any, eps: Any, numerics: str, num_threads: Any) -
     config.beta2 = validation.strict_float("beta2", beta2, above=0.0, below=1.0)
     config.eps = validation.strict_float("eps", eps, above=0.0)
     if config.numerics is _core.Numerics.mindspore:
-        config.beta1 = float(np.float32(config.beta1))
-        config.beta2 = float(np.float32(config.beta2))
-        config.eps = float(np.float32(config.eps))
+        config.beta1 = validation.to_float32(config.beta1)
+        config.beta2 = validation.to_float32(config.beta2)
+        config.eps = validation.to_float32(config.eps)
     if num_threads is not None:
         config.num_threads = validation.integer(
             "num_threads", num_threads, minimum=1, maximum=_MAX_THREADS

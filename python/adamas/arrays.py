@@ -17,7 +17,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[Any]
 
 
-def _from_foreign(value: object) -> FloatArray | None:
+def from_foreign(value: object) -> FloatArray | None:
     """View an object's memory as a NumPy array without a copy, or return None.
 
     Tries the buffer protocol, then ``numpy()`` if the object says where its data is (a torch
@@ -62,7 +62,7 @@ def _is_native_float(dtype: np.dtype[Any]) -> bool:
     return known and dtype.isnative
 
 
-def _is_float(dtype: np.dtype[Any]) -> bool:
+def is_float(dtype: np.dtype[Any]) -> bool:
     """Whether the type is real floating point; those of ml_dtypes are no NumPy floats."""
     return np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
 
@@ -78,7 +78,9 @@ def parameter_array(data: object) -> FloatArray:
     ValueError
         If the memory is read-only, not C-contiguous or not aligned: what must change is named.
     """
-    array = data if isinstance(data, np.ndarray) else _from_foreign(data)
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("data must not be a masked array; use its .data")
+    array = np.asarray(data) if isinstance(data, np.ndarray) else from_foreign(data)
     if array is None:
         raise TypeError(
             "data must be a NumPy array, or export writable CPU memory by the buffer protocol or "
@@ -130,22 +132,24 @@ def gradient(
     ValueError
         If a shape is wrong.
     """
-    rows = _rows_of(grad)
+    rows = rows_of(grad)
     if rows is not None:
         return _row_arrays(*rows, like, label)
     return _dense(grad, like.shape, like.dtype, label)
 
 
 def _dense(grad: object, shape: tuple[int, ...], dtype: np.dtype[Any], label: str) -> FloatArray:
+    if isinstance(grad, np.ma.MaskedArray):
+        raise TypeError(f"{label} must not be masked; fill it first, say with grad.filled(0)")
     if isinstance(grad, (np.ndarray, np.generic)):
         array: FloatArray | None = np.asarray(grad)
     else:
-        array = _from_foreign(grad)
+        array = from_foreign(grad)
     if array is None:
         raise TypeError(
             f"{label} must be an array of shape {shape} and type {dtype}, got {type(grad).__name__}"
         )
-    if not _is_float(array.dtype):
+    if not is_float(array.dtype):
         raise TypeError(
             f"{label} must be of a float type, got {array.dtype}; "
             f"convert it with .astype({dtype.name!r})"
@@ -168,7 +172,7 @@ def _in_step_type(array: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
         return array.astype(np.float64 if is_double else np.float32)
 
 
-def _rows_of(grad: Any) -> tuple[Any, Any, Any] | None:
+def rows_of(grad: Any) -> tuple[Any, Any, Any] | None:
     """Return indices, values and shape of a sparse gradient, or None if it is not one."""
     if hasattr(grad, "indices") and hasattr(grad, "values") and hasattr(grad, "dense_shape"):
         return grad.indices, grad.values, grad.dense_shape
@@ -190,7 +194,7 @@ def _scipy_rows(matrix: Any) -> tuple[Any, Any, Any]:
 
 
 def _index_array(indices: Any, label: str) -> npt.NDArray[Any]:
-    rows = indices if isinstance(indices, np.ndarray) else _from_foreign(indices)
+    rows = indices if isinstance(indices, np.ndarray) else from_foreign(indices)
     if rows is not None:
         return rows
     try:

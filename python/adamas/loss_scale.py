@@ -1,18 +1,23 @@
 """Loss scaling for mixed precision: the managers, their update cells and the overflow test.
 
 A training loop multiplies the loss by `get_loss_scale`, asks `all_finite` about the gradients,
-tells the manager, and leaves out the step on an overflow.  Nothing here changes a gradient.
+tells the manager, and leaves out the step on an overflow.  Nothing here changes a gradient: the
+optimizer divides by its ``loss_scale``, which can be set between steps.
+
+    optimizer.loss_scale = manager.get_loss_scale()
+    optimizer(gradients of the loss times that)        # with skip_nonfinite=True
+    manager.update_loss_scale(optimizer.last_step_skipped)
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import validation
+from .arrays import from_foreign, is_float, rows_of
 
 __all__ = [
     "DynamicLossScaleManager",
@@ -361,22 +366,21 @@ def all_finite(grads: Sequence[Any]) -> bool:
 
 def _as_array(position: int, grad: object) -> np.ndarray[Any, Any]:
     """Return the numbers of the gradient at ``position``."""
-    values = grad if isinstance(grad, (np.ndarray, np.generic)) else getattr(grad, "values", None)
-    if not isinstance(values, (np.ndarray, np.generic)):
+    rows = rows_of(grad)
+    found = getattr(grad, "values", None) if rows is None else rows[1]
+    if not isinstance(found, (np.ndarray, np.generic)):
+        found = grad if rows is None else found
+    is_array = isinstance(found, (np.ndarray, np.generic))
+    values = np.asarray(found) if is_array else from_foreign(found)
+    if values is None:
         raise TypeError(
-            f"grads[{position}] must be a NumPy array or a RowTensor, got {type(grad).__name__}"
+            f"grads[{position}] must be an array or a RowTensor, got {type(grad).__name__}"
         )
-    if values.dtype.kind not in "fiub" and not _is_bfloat16(values.dtype):
+    if values.dtype.kind not in "iub" and not is_float(values.dtype):
         raise TypeError(
             f"grads[{position}] must hold floating-point or integer numbers, got {values.dtype}"
         )
-    return np.asarray(values)
-
-
-def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Whether it is the bfloat16 of ml_dtypes, which NumPy itself does not know."""
-    ml_dtypes = sys.modules.get("ml_dtypes")
-    return ml_dtypes is not None and dtype == ml_dtypes.bfloat16
+    return values
 
 
 def _array_is_finite(array: np.ndarray[Any, Any]) -> bool:

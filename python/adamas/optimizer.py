@@ -46,13 +46,14 @@ class Optimizer:
         self._index = {id(option.parameter): i for i, option in enumerate(self._options)}
 
         pairs = [(option.learning_rate, option.weight_decay) for option in self._options]
-        self._pairs: list[tuple[Rate, Rate]] = list(dict.fromkeys(pairs))
+        places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
+        self._pairs: list[tuple[Rate, Rate]] = list(places)
         self._native = _core.Optimizer(
             [
                 _core.ParameterSpec(
                     np.asarray(option.parameter),
                     option.name,
-                    self._pairs.index(pair),
+                    places[pair],
                     self._centralizes(option, config.numerics, use_offload),
                     option.grad_centralization,
                 )
@@ -76,7 +77,7 @@ class Optimizer:
 
     def _lr_at(self, rate: Rate, step: int) -> float:
         value = rate.at(step)
-        return float(np.float32(value)) if self._round_lr else value
+        return validation.to_float32(value) if self._round_lr else value
 
     def _rates_at(self, step: int) -> _core.Rates:
         """Ask each distinct learning rate and weight decay once."""
@@ -146,7 +147,8 @@ class Optimizer:
 
         Then call `apply` once for each parameter, in any order, and `end_step`. The result has the
         bits of one call with all gradients. Learning rates are those of this moment. If the
-        backward pass fails in between, the parameters applied so far have moved.
+        backward pass fails in between, the parameters applied so far have moved; `cancel_step`
+        gives up the rest.
 
         Raises
         ------
@@ -179,6 +181,13 @@ class Optimizer:
     def end_step(self) -> None:
         """Close the step; raises RuntimeError, and leaves it open, if a parameter is missing."""
         self._native.end_step()
+
+    def cancel_step(self) -> None:
+        """Give up the open step, when the backward pass has failed, without counting it.
+
+        Parameters that were applied keep their update; RuntimeError if no step is open.
+        """
+        self._native.cancel_step()
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -247,6 +256,20 @@ class Optimizer:
         number = validation.integer("global_step", step, minimum=0, maximum=2**62)
         with self._lock:
             self._native.global_step = number
+
+    @property
+    def loss_scale(self) -> float:
+        """What the gradients of the next step are divided by; can be set between steps.
+
+        A dynamic loss scale goes here: ``opt.loss_scale = manager.get_loss_scale()``.
+        """
+        return self._native.loss_scale
+
+    @loss_scale.setter
+    def loss_scale(self, value: float) -> None:
+        scale = validation.real("loss_scale", value, minimum=2.0**-126, maximum=2.0**126)
+        with self._lock:
+            self._native.loss_scale = scale
 
     @property
     def target(self) -> str:

@@ -96,6 +96,12 @@ def integer(
     return number
 
 
+def to_float32(value: float) -> float:
+    """Round to float32, keeping what is too large as infinity."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.float32(value))
+
+
 def flag(name: str, value: Any) -> bool:
     """Return a bool; anything else, 0 and 1 included, is a TypeError."""
     if not isinstance(value, (bool, np.bool_)):

@@ -63,6 +63,9 @@ class Optimizer {
   Status apply(std::size_t i, const Gradient& grad) noexcept;
   Status end_step() noexcept;
 
+  // Ends an open step without counting it.  Parameters that were applied keep their update.
+  Status cancel_step() noexcept;
+
   // What became of the last step, and how many were skipped in all (skip_nonfinite).  The norm is
   // that of the gradients divided by loss_scale, before clipping; NaN if it was not needed.
   bool last_step_skipped() const noexcept;
@@ -72,6 +75,10 @@ class Optimizer {
   // The number of steps made; setting it moves bias correction with it.  In [0, 2^62].
   std::int64_t global_step() const noexcept;
   Status set_global_step(std::int64_t step) noexcept;
+
+  // What the gradients of the next step are divided by.
+  double loss_scale() const noexcept;
+  Status set_loss_scale(double loss_scale) noexcept;
 
   // The state of parameter i, as many elements as it has, or null if this optimizer keeps none.
   void* state(StateKind kind, std::size_t i) const noexcept;

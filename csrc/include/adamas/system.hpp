@@ -14,13 +14,14 @@ struct IsaInfo {
 // Names and support of the ISAs built, slowest first; `count` receives their number.
 const IsaInfo* isas(int* count) noexcept;
 
-// The ISA in use: the best supported one, unless ADAMAS_ISA or select_isa() named another.
+// The ISA in use: the best supported one, unless one of the functions below chose another.
 const char* isa_in_use() noexcept;
 
 // Makes all following steps of all optimizers use the named ISA.
 Status select_isa(const char* name) noexcept;
 
-// Applies the environment variable ADAMAS_ISA; a name that is unknown or unsupported is an error.
+// Applies the environment variable ADAMAS_ISA, as the Python module does; a name that is unknown or
+// unsupported is an error.
 Status select_isa_from_environment() noexcept;
 
 // The number of cores that this process may run on.
