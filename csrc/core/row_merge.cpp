@@ -8,7 +8,7 @@ namespace {
 constexpr std::int64_t kSegment = 8192;   // entries per task of rounds 1 and 2
 constexpr std::int64_t kSmallest = 256;   // entries that are worth a partition
 constexpr std::int64_t kLargest = 65536;  // entries whose rows still fit the second-level cache
-constexpr std::int64_t kPerThread = 2;    // partitions
+constexpr std::int64_t kPerThread = 4;    // partitions
 constexpr std::int64_t kMaxPartitions = 1024;
 constexpr std::uint32_t kEmpty = ~std::uint32_t{0};
 
