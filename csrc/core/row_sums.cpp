@@ -37,7 +37,8 @@ void RowSums::sum(const cpu::KernelTable& kernels, const RowMerge& merge, const 
   const RowMerge::Entry* const first = merge.entries_begin(partition);
   std::uint32_t* slots = slots_.data() + (rows - merge.begin(0));
   std::fill_n(slots, merge.end(partition) - rows, kNone);
-  std::uint32_t next_slot = (merge.partition_start(partition) + 1) / 2;
+  // Room for a sum per two entries: a partition's sums end before those of the next begin.
+  std::uint32_t next_slot = merge.partition_start(partition) / 2;
   const auto grad_nbytes = row_length_ * static_cast<std::int64_t>(item_size(grad.dtype));
   const auto values = [&](const RowMerge::Entry& entry) {
     return static_cast<const char*>(grad.values) + entry.index * grad_nbytes;

@@ -26,6 +26,10 @@ class RowSums {
 
   bool has() const { return has_; }
 
+  // The memory of all sums.
+  const void* begin() const { return sums_.data(); }
+  const void* end() const { return sums_.data() + sums_.size(); }
+
   // The sum of a repeated row, given its place in the merge.
   const void* of(std::int64_t listed) const {
     return sums_.data() + slots_[static_cast<std::size_t>(listed)] * row_nbytes_;

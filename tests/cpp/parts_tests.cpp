@@ -3,6 +3,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -11,7 +12,9 @@
 #include "core/memory.hpp"
 #include "core/plan.hpp"
 #include "core/row_merge.hpp"
+#include "core/row_sums.hpp"
 #include "core_tests.hpp"
+#include "cpu/isa.hpp"
 #include "cpu/thread_pool.hpp"
 
 namespace adamas::tests {
@@ -37,8 +40,9 @@ RowIndices view(const std::vector<Index>& indices) {
   return {indices.data(), static_cast<std::int64_t>(indices.size()), sizeof(Index) == 8};
 }
 
-bool merge_rows(RowMerge& merge, const RowIndices& indices, std::int64_t table_rows, bool sorted) {
-  merge.prepare(indices, table_rows, sorted);
+bool merge_rows(RowMerge& merge, const RowIndices& indices, std::int64_t table_rows, bool sorted,
+                int threads = 2) {
+  merge.prepare(indices, table_rows, sorted, threads);
   run_round<&RowMerge::count>(merge, merge.segments());
   if (!merge.finish_count()) return false;
   run_round<&RowMerge::scatter>(merge, merge.segments());
@@ -102,6 +106,28 @@ std::vector<Index> random_indices(std::int64_t count, std::int64_t table_rows,
   return indices;
 }
 
+// The sums of repeated rows are those of their entries, and no two share memory.
+void check_sums(const RowMerge& merge, const EntriesOfRow& wanted, std::int64_t count) {
+  std::vector<float> values(static_cast<std::size_t>(2 * count));
+  std::iota(values.begin(), values.end(), 1.0F);
+  core::RowSums sums;
+  sums.prepare(count, 2, DType::float32);
+  const Gradient grad{values.data(), nullptr, DType::float32};
+  for (std::int64_t p = 0; p < merge.partitions(); ++p) sums.sum(cpu::kernels(), merge, grad, p);
+  for (std::int64_t p = 0; p < merge.partitions(); ++p) {
+    for (const core::ListedRow* row = merge.begin(p); row != merge.end(p); ++row) {
+      if (row->first == row->last) continue;
+      float sum[2] = {};
+      for (const std::uint32_t entry : wanted.at(row->row)) {
+        for (std::size_t k = 0; k < 2; ++k) sum[k] += values[2 * std::size_t{entry} + k];
+      }
+      const void* got = sums.of(row - merge.begin(0));
+      CHECK(got >= sums.begin() && got < sums.end());
+      CHECK(std::memcmp(got, sum, sizeof(sum)) == 0);
+    }
+  }
+}
+
 // Exponents make small and large numbers of rows and entries equally frequent.
 template <class Index>
 void check_random_merge(RowMerge& merge, std::mt19937_64& random) {
@@ -113,9 +139,10 @@ void check_random_merge(RowMerge& merge, std::mt19937_64& random) {
   for (std::size_t k = 0; k < indices.size(); ++k) {
     wanted[indices[k]].push_back(static_cast<std::uint32_t>(k));
   }
-  CHECK(merge_rows(merge, view(indices), table_rows, sorted));
+  const int threads = static_cast<int>(random_in(1, 9, random));
+  CHECK(merge_rows(merge, view(indices), table_rows, sorted, threads));
   check_merge(merge, wanted, sorted);
-  if (!sorted) return;
+  if (!sorted) return check_sums(merge, wanted, count);
   check_walk(merge, wanted, 0);
   check_walk(merge, wanted, table_rows - 1);
   check_walk(merge, wanted, random_in(0, table_rows - 1, random));
