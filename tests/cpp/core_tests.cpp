@@ -25,6 +25,7 @@ constexpr Test kTests[] = {
     TEST(refused_parts),
     TEST(skipped_steps_change_nothing),
     TEST(row_merge_equals_a_map),
+    TEST(sums_of_pairs_fit),
     TEST(row_merge_refuses_rows_outside),
     TEST(overlapping_ranges_share_a_lock),
     TEST(locks_come_in_one_order),

@@ -15,6 +15,7 @@ void skipped_steps_change_nothing();
 
 // parts_tests.cpp: the parts of the core
 void row_merge_equals_a_map();
+void sums_of_pairs_fit();
 void row_merge_refuses_rows_outside();
 void overlapping_ranges_share_a_lock();
 void locks_come_in_one_order();

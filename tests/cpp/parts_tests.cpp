@@ -298,6 +298,23 @@ void row_merge_equals_a_map() {
   }
 }
 
+// Every row twice but for one: as many sums as there is room for, from partitions of odd lengths.
+void sums_of_pairs_fit() {
+  for (std::int64_t single = 0; single < 50; ++single) {
+    std::vector<std::int64_t> indices;
+    EntriesOfRow wanted;
+    for (std::int64_t k = 0; k < 601; ++k) {
+      const std::int64_t row = k == 600 ? 300 + single : k % 300;
+      wanted[row].push_back(static_cast<std::uint32_t>(k));
+      indices.push_back(row);
+    }
+    RowMerge merge;
+    CHECK(merge_rows(merge, view(indices), 350, false));
+    CHECK(merge.partitions() > 1);
+    check_sums(merge, wanted, 601);
+  }
+}
+
 void row_merge_refuses_rows_outside() {
   RowMerge merge;
   for (const bool sorted : {false, true}) {
