@@ -1,10 +1,10 @@
 // Moments in 16 and 8 bits: how they are rounded and laid out.
 //
-// Both formats round stochastically: up with the probability that makes the expected value exact, to
-// within the 16 random bits that each moment gets.
-// Rounding to nearest would lose the small changes of a moment for ever.  The random bits of an
-// element depend on the seed, the step, the parameter and the element alone, never on a thread or a
-// launch, so a run can be repeated and every device agrees.
+// Both formats round stochastically: up with the probability that makes the expected value exact,
+// to within the 16 random bits that each moment gets.  Rounding to nearest would lose the small
+// changes of a moment for ever.  The random bits of an element depend on the seed, the step, the
+// parameter and the element alone, never on a thread or a launch, so a run can be repeated and
+// every device agrees.
 //
 // bfloat16: the upper half of a float32.
 //
@@ -12,8 +12,7 @@
 // most 1.875, kept as its biased float32 exponent in one byte.  Within a block, value / scale is an
 // 8-bit float, and 0 is zero:
 //   moment1   sign, 4 bits of exponent, 3 of mantissa: 1.125 * 2^-15 to 1.875; what is smaller
-//   becomes
-//             that or zero, by chance
+//             becomes that or zero, by chance
 //   moment2   5 bits of exponent, 3 of mantissa: 1.125 * 2^-31 to 1.875; what is smaller, but not
 //             zero, becomes that: too small a denominator would make the parameter jump
 // An infinity or NaN in a block makes its scale 255, and all its elements NaN.
