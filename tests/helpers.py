@@ -121,6 +121,19 @@ def check_same_states(optimizer, other, what=""):
     assert optimizer.global_step == other.global_step
 
 
+# Rates that change with the step
+
+
+class Falling(adamas.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.02 / (1 + step)
+
+
+class Rising(adamas.WeightDecaySchedule):
+    def __call__(self, step):
+        return 0.01 * step
+
+
 # Sparse rows
 
 

@@ -6,21 +6,20 @@ import numpy as np
 import pytest
 
 import adamas
-from helpers import check_refused, check_same_states, parameters, row_tensor, states_of, values
+from helpers import (
+    Falling,
+    Rising,
+    check_refused,
+    check_same_states,
+    parameters,
+    row_tensor,
+    states_of,
+    values,
+)
 
 NUMBERS = {"learning_rate": 0.013, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6}
 SHAPES = ((7, 5), (40, 3), (), (16411,), (0, 2), (3, 2, 1031), (5, 33003))
 SPARSE = (0, 1, 6)
-
-
-class Falling(adamas.LearningRateSchedule):
-    def __call__(self, step):
-        return 0.02 / (1 + step)
-
-
-class Rising(adamas.WeightDecaySchedule):
-    def __call__(self, step):
-        return 0.01 * step
 
 
 RULES = {

@@ -17,6 +17,8 @@ from helpers import (
     ISAS,
     ROW_SETS,
     THREADS,
+    Falling,
+    Rising,
     bits,
     check_same_states,
     half_values,
@@ -32,16 +34,6 @@ NUMBERS = {"learning_rate": 0.013, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6}
 # 1-D to 4-D; rows of one element, odd ones, and some longer than a block of 16384.
 SHAPES = ((37,), (40, 1, 1), (9, 5), (7, 3, 11), (6, 2, 3, 5), (5, 16411), (3, 130, 131), (1, 4))
 STEPS = len(ROW_SETS)
-
-
-class Falling(adamas.LearningRateSchedule):
-    def __call__(self, step):
-        return 0.02 / (1 + step)
-
-
-class Rising(adamas.WeightDecaySchedule):
-    def __call__(self, step):
-        return 0.01 * step
 
 
 RULES = {

@@ -142,8 +142,8 @@ void store_bfloat16_moments(const StoredMoments& moments) {
   const auto count = static_cast<std::uint32_t>(moments.count);
   for (std::uint32_t i = 0; i < count; ++i) {
     const std::uint32_t random = rules::random_bits(key, first + i);
-    stored1[i] = rules::store_bfloat16(moment1[i], random >> 16);
-    stored2[i] = rules::store_bfloat16(moment2[i], random & 0xffffU);
+    stored1[i] = rules::round_to_bfloat16(moment1[i], random >> 16);
+    stored2[i] = rules::round_to_bfloat16(moment2[i], random & 0xffffU);
   }
 }
 

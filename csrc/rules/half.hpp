@@ -49,17 +49,24 @@ struct Float16 {
   }
 };
 
+// The bfloat16 that is left of a float32 when `addend`, below 2^16, has been added to the bits that
+// go: the addend decides the rounding.
+ADAMAS_RULE std::uint16_t round_to_bfloat16(float value, std::uint32_t addend) {
+  const std::uint32_t bits = bits_of(value);
+  const std::uint32_t rounded = (bits + addend) >> 16;
+  const std::uint32_t quiet = (bits >> 16) | 0x40U;
+  const bool is_nan = (bits & 0x7fffffffU) > 0x7f800000U;
+  return static_cast<std::uint16_t>(is_nan ? quiet : rounded);
+}
+
 struct BFloat16 {
   ADAMAS_RULE float load(std::uint16_t half) {
     return float_of(static_cast<std::uint32_t>(half) << 16);
   }
 
   ADAMAS_RULE std::uint16_t store(float value) {
-    const std::uint32_t bits = bits_of(value);
-    const std::uint32_t rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
-    const std::uint32_t quiet = (bits >> 16) | 0x40U;
-    const bool is_nan = (bits & 0x7fffffffU) > 0x7f800000U;
-    return static_cast<std::uint16_t>(is_nan ? quiet : rounded);
+    const std::uint32_t odd = (bits_of(value) >> 16) & 1U;
+    return round_to_bfloat16(value, 0x7fffU + odd);
   }
 };
 

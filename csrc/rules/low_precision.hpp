@@ -50,15 +50,6 @@ ADAMAS_RULE std::uint32_t random_key(std::uint64_t seed, std::int64_t step, std:
   return static_cast<std::uint32_t>(mix(b + static_cast<std::uint64_t>(upper_index)) >> 32);
 }
 
-// The bfloat16 above or below a float32, by 16 random bits; NaN stays NaN.
-ADAMAS_RULE std::uint16_t store_bfloat16(float value, std::uint32_t random16) {
-  const std::uint32_t bits = bits_of(value);
-  const std::uint32_t rounded = (bits + random16) >> 16;
-  const std::uint32_t quiet = (bits >> 16) | 0x40U;
-  const bool is_nan = (bits & 0x7fffffffU) > 0x7f800000U;
-  return static_cast<std::uint16_t>(is_nan ? quiet : rounded);
-}
-
 // The biased exponent of the scale of a block whose largest magnitude has these bits.  From 32 on,
 // so that all codes stand for normal numbers; 255 for infinity and NaN.
 ADAMAS_RULE std::uint32_t scale_exponent(std::uint32_t largest) {
