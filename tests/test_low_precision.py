@@ -24,12 +24,10 @@ def mix(x):
 
 
 def random_bits(seed, step, parameter, count):
-    key = mix(mix(mix(seed ^ mix(step)) ^ mix(parameter))) >> 32
-    x = np.arange(count, dtype=np.uint32) + np.uint32(key)
-    x ^= x >> 16
-    x *= np.uint32(0x85EBCA6B)
-    x ^= x >> 13
-    x *= np.uint32(0xC2B2AE35)
+    key = np.uint32(mix(mix(seed ^ mix(step)) ^ mix(parameter)) >> 32)
+    x = np.arange(count, dtype=np.uint32) * np.uint32(0x9E3779B9) + key
+    x ^= x >> 15
+    x *= np.uint32(0x2C1B3C6D)
     return x ^ (x >> 16)
 
 
@@ -46,30 +44,30 @@ def decode_bfloat16(codes):
 
 def scale_of(block):
     largest = int(np.abs(block).view(np.uint32).max())
-    return min(max((largest >> 23) + ((largest & 0x7FFFFF) > 0x700000), 32), 254)
+    return min(max((largest >> 23) + ((largest & 0x7FFFFF) > 0x600000), 33), 255)
 
 
-def float_of(exponent, steps=0):
-    return np.uint32((exponent << 23) + (steps << 20)).view(np.float32)
+def offset_of(scale, signed):
+    """The offset c of the codes of a block."""
+    return np.ldexp(1.0, scale - 127 - (15 if signed else 31))
 
 
 def encode_int8(values, scale, random20, signed):
-    zero = np.uint32((scale - (15 if signed else 31)) << 23)
-    bits = np.abs(values).view(np.uint32)
-    codes = (bits - zero + random20) >> 20
-    smallest = float_of(scale - (15 if signed else 31), 1)
-    chance = np.abs(values) * np.float32(2**20) > random20.astype(np.float32) * smallest
-    below = chance if signed else values != 0
-    codes = np.where(np.abs(values) < smallest, below.astype(np.uint32), codes)
-    codes = np.minimum(codes, 0x7F if signed else 0xFF)
+    offset = offset_of(scale, signed)
+    # Twice the power of two that makes the offset 2: float32 sums with a bound to 24 bits.
+    shifted = (np.abs(values) / offset * 2 + 2).astype(np.float32)
+    codes = (shifted.view(np.uint32) - np.float32(2).view(np.uint32) + random20) >> 20
+    if not signed:
+        codes = np.maximum(codes, values > 0)
     sign = (np.signbit(values) * 0x80).astype(np.uint32) if signed else np.uint32(0)
     return (codes | sign).astype(np.uint8)
 
 
 def decode_int8(codes, scale, signed):
-    magnitude = (codes & 0x7F if signed else codes).astype(np.uint32)
-    bits = (magnitude << 20) + np.uint32((scale - (15 if signed else 31)) << 23)
-    values = np.where(magnitude == 0, np.float32(0), bits.view(np.float32))
+    code = (codes & 0x7F if signed else codes).astype(np.uint32)
+    shifted = (code << 20) + np.float32(2).view(np.uint32)
+    values = (shifted.view(np.float32).astype(np.float64) - 2) / 2 * offset_of(scale, signed)
+    values = values.astype(np.float32)
     return np.where(codes & 0x80, -values, values) if signed else values
 
 
@@ -77,7 +75,7 @@ def block_length(shape):
     row = int(np.prod(shape[1:]))
     if 16 <= row < 64:
         return row
-    return next((b for b in range(256, 63, -1) if row % b == 0), 128)
+    return next((b for b in range(256, 63, -1) if row % b == 0), 256)
 
 
 class Emulated:
@@ -102,8 +100,8 @@ class Emulated:
             part = slice(begin, begin + length)
             noise = random[part]
             for values, signed, bits in (
-                (flat[0], True, (noise >> 16) << 4),
-                (flat[1], False, (noise & 0xFFFF) << 4),
+                (flat[0], True, noise >> 12),
+                (flat[1], False, noise & 0xFFFFF),
             ):
                 scale = scale_of(values[part])
                 codes = encode_int8(values[part], scale, bits, signed)
@@ -246,6 +244,24 @@ def test_a_nan_stays_in_its_block():
     optimizer((grad,))
     assert np.isfinite(optimizer.moment1[0][0]).all()
     assert np.isnan(optimizer.moment1[0][1]).all()
+
+
+def test_what_is_too_large_for_a_scale_becomes_nan():
+    optimizer = adamas.Adam(
+        [adamas.Parameter(np.zeros((2, 64), np.float32))], state_dtype="int8", beta1=0.01
+    )
+    grad = np.ones((2, 64), np.float32)
+    grad[0, 3] = 3.2e38  # moment1 becomes 3.17e38, above 1.75 * 2^127 = 2.98e38
+    optimizer((grad,))
+    assert np.isnan(optimizer.moment1[0][0]).all()
+    assert np.isfinite(optimizer.moment1[0][1]).all()
+    codes, scales = (
+        optimizer._native.stored(kind, 0)
+        for kind in (_core.StateKind.moment1, _core.StateKind.scale1)
+    )
+    assert scales[0] == 255
+    assert not codes[:64].any()
+    assert codes[64:].all()
 
 
 @pytest.mark.parametrize(

@@ -416,7 +416,7 @@ Status Optimizer::decode_moment(StateKind kind, std::size_t i, float* values) co
   for (std::int64_t begin = 0; begin < tensor.spec.count; begin += length) {
     const std::int64_t count = std::min(length, tensor.spec.count - begin);
     float moments[2][core::kTile];
-    core::load_moments(cpu::kernels(), tensor, begin, count, moments[0], moments[1]);
+    core::decode_moments(cpu::kernels(), tensor, begin, count, moments[0], moments[1]);
     std::copy_n(moments[static_cast<std::size_t>(kind)], count, values + begin);
   }
   return {};

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cpu/kernel_table.hpp"
+
 namespace adamas::core {
 
 Range range_of(const void* data, std::size_t nbytes) {
@@ -12,11 +14,11 @@ Range range_of(const void* data, std::size_t nbytes) {
 namespace {
 
 // Elements per scale: what divides a row, between 64 and 256 and as large as can be; a row itself
-// if it is shorter; else 128, and rows share scales.
+// if it is shorter; else the largest, and rows share scales.
 std::int64_t choose_scale_block(std::int64_t row_length) {
   constexpr std::int64_t kSmallest = 64;
-  constexpr std::int64_t kLargest = 256;
-  constexpr std::int64_t kShared = 128;
+  constexpr std::int64_t kLargest = cpu::kLargestScaleBlock;
+  constexpr std::int64_t kShared = kLargest;
   constexpr std::int64_t kShortest = 16;  // a scale per fewer elements would not be worth it
   if (row_length >= kShortest && row_length < kSmallest) return row_length;
   for (std::int64_t block = kLargest; block >= kSmallest; --block) {

@@ -52,62 +52,29 @@ void for_tiles(const Run& run, std::int64_t length, Visit visit) {
   }
 }
 
-// The moments of a tile in their stored format, and float buffers for them.
-cpu::StoredMoments stored_moments(const Tensor& tensor, std::int64_t begin, std::int64_t count,
-                                  float* moment1, float* moment2) {
-  const auto at_element = [&](StateKind kind) {
+// The arrays of a run; its moments in their stored format.
+cpu::DenseSpan span_of(const Tensor& tensor, std::int64_t begin, std::int64_t count, void* param,
+                       const void* grad) {
+  const auto moment = [&](StateKind kind) {
     return tensor.state(kind) + begin * tensor.moment_nbytes();
   };
+  return {param,
+          grad,
+          moment(StateKind::moment1),
+          moment(StateKind::moment2),
+          state_at(tensor, StateKind::vhat, begin),
+          count};
+}
+
+// Of a run that begins with a block of its scales, if it has any.
+cpu::StoredMoments stored_moments(const Tensor& tensor, std::int64_t begin) {
   const auto scales = [&](StateKind kind) {
     auto* first = reinterpret_cast<std::uint8_t*>(tensor.state(kind));
     return first == nullptr ? nullptr : first + begin / tensor.scale_block;
   };
-  return {at_element(StateKind::moment1),
-          at_element(StateKind::moment2),
-          scales(StateKind::scale1),
-          scales(StateKind::scale2),
-          moment1,
-          moment2,
-          count,
-          tensor.scale_block,
-          0,
+  return {scales(StateKind::scale1), scales(StateKind::scale2), tensor.scale_block, 0,
           static_cast<std::uint32_t>(begin)};
 }
-
-// The moments of a tile as the kernels need them: where they lie, or decoded while this lives and
-// then stored again.
-class TileMoments {
- public:
-  TileMoments(const cpu::KernelTable& kernels, const Tensor& tensor, const Run& tile)
-      : kernels_(kernels), format_(tensor.format) {
-    if (format_ == StateFormat::real) return;
-    moments_ = stored_moments(tensor, tile.begin, tile.count, buffer1_, buffer2_);
-    kernels_.load_moments[static_cast<std::size_t>(format_)](moments_);
-  }
-
-  void store(const Tensor& tensor, const Run& tile, const Scaling& scaling) {
-    if (format_ == StateFormat::real) return;
-    moments_.random_key =
-        rules::random_key(scaling.seed, scaling.step, tensor.index, tile.begin >> 32);
-    kernels_.store_moments[static_cast<std::size_t>(format_)](moments_);
-  }
-
-  void* moment1(const Tensor& tensor, std::int64_t begin) {
-    if (format_ == StateFormat::real) return state_at(tensor, StateKind::moment1, begin);
-    return buffer1_;
-  }
-  void* moment2(const Tensor& tensor, std::int64_t begin) {
-    if (format_ == StateFormat::real) return state_at(tensor, StateKind::moment2, begin);
-    return buffer2_;
-  }
-
- private:
-  const cpu::KernelTable& kernels_;
-  StateFormat format_;
-  cpu::StoredMoments moments_;
-  alignas(kLine) float buffer1_[kTile];
-  alignas(kLine) float buffer2_[kTile];
-};
 
 }  // namespace
 
@@ -155,17 +122,19 @@ void update_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& 
                 const double* mean) {
   const Tensor& tensor = *run.tensor;
   const unsigned variant = scaling.variant | (mean == nullptr ? 0U : rules::kCentralize);
-  const auto kernel = kernels.dense[cpu::real_index(tensor.real)][variant];
+  const auto kernel = kernels.dense[cpu::dense_index(tensor.real, tensor.format)][variant];
   const double mean_value = mean == nullptr ? 0.0 : *mean;
-  const bool is_plain = !tensor.is_half() && tensor.format == StateFormat::real;
-  if (is_plain && run.source->is_direct(tensor.real)) {
-    const void* grad =
-        run.source->fetch(kernels, tensor.real, run.source_begin, run.count, nullptr);
-    kernel({at(tensor.spec.data, run.begin, tensor.real), grad,
-            state_at(tensor, StateKind::moment1, run.begin),
-            state_at(tensor, StateKind::moment2, run.begin),
-            state_at(tensor, StateKind::vhat, run.begin), run.count},
-           scaling.scalars, mean_value);
+  const auto update = [&](std::int64_t begin, std::int64_t count, void* param, const void* grad) {
+    cpu::DenseSpan span = span_of(tensor, begin, count, param, grad);
+    if (tensor.format != StateFormat::real) {
+      span.stored = stored_moments(tensor, begin);
+      span.stored.random_key = rules::random_key(scaling.seed, scaling.step, tensor.index);
+    }
+    kernel(span, scaling.scalars, mean_value);
+  };
+  if (!tensor.is_half() && run.source->is_direct(tensor.real)) {
+    update(run.begin, run.count, at(tensor.spec.data, run.begin, tensor.real),
+           run.source->fetch(kernels, tensor.real, run.source_begin, run.count, nullptr));
     return;
   }
   const std::int64_t length = kTile / tensor.scale_block * tensor.scale_block;
@@ -173,13 +142,8 @@ void update_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& 
     Buffer param_buffer;
     Buffer grad_buffer;
     void* param = real_param(kernels, tensor, tile.begin, tile.count, &param_buffer);
-    const void* grad =
-        run.source->fetch(kernels, tensor.real, tile.source_begin, tile.count, &grad_buffer);
-    TileMoments moments(kernels, tensor, tile);
-    kernel({param, grad, moments.moment1(tensor, tile.begin), moments.moment2(tensor, tile.begin),
-            state_at(tensor, StateKind::vhat, tile.begin), tile.count},
-           scaling.scalars, mean_value);
-    moments.store(tensor, tile, scaling);
+    update(tile.begin, tile.count, param,
+           run.source->fetch(kernels, tensor.real, tile.source_begin, tile.count, &grad_buffer));
     if (tensor.is_half()) {
       kernels.store[cpu::half_index(tensor.spec.dtype)](
           static_cast<const float*>(param), at(tensor.spec.data, tile.begin, tensor.spec.dtype),
@@ -188,10 +152,11 @@ void update_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& 
   });
 }
 
-void load_moments(const cpu::KernelTable& kernels, const Tensor& tensor, std::int64_t begin,
-                  std::int64_t count, float* moment1, float* moment2) {
-  kernels.load_moments[static_cast<std::size_t>(tensor.format)](
-      stored_moments(tensor, begin, count, moment1, moment2));
+void decode_moments(const cpu::KernelTable& kernels, const Tensor& tensor, std::int64_t begin,
+                    std::int64_t count, float* moment1, float* moment2) {
+  cpu::DenseSpan span = span_of(tensor, begin, count, nullptr, nullptr);
+  span.stored = stored_moments(tensor, begin);
+  kernels.decode[static_cast<std::size_t>(tensor.format)](span, moment1, moment2);
 }
 
 double sum_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling) {

@@ -71,8 +71,8 @@ void update_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& 
 
 // Decodes the moments of elements [begin, begin + count) of a tensor whose format is not `real`,
 // and whose first scale is that of `begin`.
-void load_moments(const cpu::KernelTable& kernels, const Tensor& tensor, std::int64_t begin,
-                  std::int64_t count, float* moment1, float* moment2);
+void decode_moments(const cpu::KernelTable& kernels, const Tensor& tensor, std::int64_t begin,
+                    std::int64_t count, float* moment1, float* moment2);
 
 // The sum of the gradients of a run as the rule sees them, tile by tile from first to last.
 double sum_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling);

@@ -14,11 +14,27 @@ namespace adamas::cpu {
 inline constexpr std::size_t kReals = 2;   // float32, float64
 inline constexpr std::size_t kHalves = 2;  // float16, bfloat16
 inline constexpr std::size_t kStateFormats = 3;
+inline constexpr std::size_t kDenseTypes = 4;  // float32 with each format, float64
 constexpr std::size_t real_index(DType real) { return real == DType::float64 ? 1 : 0; }
+constexpr std::size_t dense_index(DType real, StateFormat format) {
+  return real == DType::float64 ? kStateFormats : static_cast<std::size_t>(format);
+}
 constexpr std::size_t half_index(DType half) { return half == DType::bfloat16 ? 1 : 0; }
 
-// A run of elements of one tensor, all of one real type: five arrays that do not overlap.  `vhat`
-// is null unless the variant has kAmsgrad.
+// The most elements that share a scale (StateFormat::int8).
+inline constexpr std::int64_t kLargestScaleBlock = 256;
+
+// How the moments of a run are stored if not in its real type.
+struct StoredMoments {
+  std::uint8_t* scales1 = nullptr;  // int8: of the blocks of the run, which it begins with
+  std::uint8_t* scales2 = nullptr;
+  std::int64_t block = 1;           // int8: elements per scale
+  std::uint32_t random_key = 0;     // of stochastic rounding
+  std::uint32_t first_element = 0;  // of the run within the parameter, modulo 2^32
+};
+
+// A run of elements of one tensor: five arrays that do not overlap, param, grad and vhat of one
+// real type.  `vhat` is null unless the variant has kAmsgrad.
 struct DenseSpan {
   void* param;
   const void* grad;
@@ -26,6 +42,7 @@ struct DenseSpan {
   void* moment2;
   void* vhat;
   std::int64_t count;
+  StoredMoments stored = {};
 };
 
 // The scalars of one step, for every real type.
@@ -57,31 +74,18 @@ using ScaleKernel = void (*)(void* values, double factor, std::int64_t count);
 using LoadKernel = void (*)(const void* halves, float* values, std::int64_t count);
 using StoreKernel = void (*)(const float* values, void* halves, std::int64_t count);
 
-// The moments of a run in a stored format and as float32.
-struct StoredMoments {
-  void* stored1;
-  void* stored2;
-  std::uint8_t* scales1;  // int8: of the blocks of the run, which it begins with; else null
-  std::uint8_t* scales2;
-  float* moment1;
-  float* moment2;
-  std::int64_t count;
-  std::int64_t block;           // int8: elements per scale
-  std::uint32_t random_key;     // for storing
-  std::uint32_t first_element;  // of the run within the parameter, modulo 2^32
-};
-using MomentsKernel = void (*)(const StoredMoments& moments);
+// Decodes the moments of a run to float32.
+using DecodeKernel = void (*)(const DenseSpan& span, float* moment1, float* moment2);
 
 struct KernelTable {
-  DenseKernel dense[kReals][rules::kVariants];
+  DenseKernel dense[kDenseTypes][rules::kVariants];
   RowSumKernel row_sum[kReals][2];  // without and with kL2
   MeasureKernel measure[kReals];
   AddKernel add[kReals];
   ScaleKernel scale[kReals];
   LoadKernel load[kHalves];
   StoreKernel store[kHalves];
-  MomentsKernel load_moments[kStateFormats];  // none for StateFormat::real
-  MomentsKernel store_moments[kStateFormats];
+  DecodeKernel decode[kStateFormats];  // none for StateFormat::real
 };
 
 }  // namespace adamas::cpu

@@ -42,6 +42,134 @@ void dense(const DenseSpan& span, const StepScalars& step_scalars, double row_me
   }
 }
 
+// The moments as bfloat16.
+template <unsigned variant>
+void dense_bfloat16(const DenseSpan& span, const StepScalars& step_scalars, double row_mean) {
+  const rules::Scalars<float> scalars = step_scalars.float32;
+  const auto mean = static_cast<float>(row_mean);
+  float* __restrict param = static_cast<float*>(span.param);
+  const float* __restrict grad = static_cast<const float*>(span.grad);
+  auto* __restrict moment1 = static_cast<std::uint16_t*>(span.moment1);
+  auto* __restrict moment2 = static_cast<std::uint16_t*>(span.moment2);
+  float* __restrict vhat = static_cast<float*>(span.vhat);
+  std::uint32_t state = rules::random_state(span.stored.random_key, span.stored.first_element);
+  const std::int64_t count = span.count;
+  for (std::int64_t i = 0; i < count; ++i, state += rules::kRandomStride) {
+    float m = rules::BFloat16::load(moment1[i]);
+    float v = rules::BFloat16::load(moment2[i]);
+    if constexpr ((variant & rules::kAmsgrad) != 0) {
+      rules::adam<variant>(param[i], grad[i], m, v, vhat[i], mean, scalars);
+    } else {
+      float unused = 0;
+      rules::adam<variant>(param[i], grad[i], m, v, unused, mean, scalars);
+    }
+    const std::uint32_t random = rules::random_bits(state);
+    moment1[i] = rules::round_to_bfloat16(m, rules::random16_of_moment1(random));
+    moment2[i] = rules::round_to_bfloat16(v, rules::random16_of_moment2(random));
+  }
+}
+
+// The moments of a block of 8-bit floats, decoded.
+struct BlockMoments {
+  alignas(64) float moment1[kLargestScaleBlock];
+  alignas(64) float moment2[kLargestScaleBlock];
+};
+
+// The biased exponents of the scales of a block.
+struct Scales {
+  std::uint32_t moment1;
+  std::uint32_t moment2;
+};
+
+std::uint32_t magnitude_of(float value) { return rules::bits_of(value) & 0x7fffffffU; }
+
+// Updates a block but leaves its moments decoded; returns the scales that they ask for.
+template <unsigned variant>
+Scales update_block(const DenseSpan& block, const StepScalars& step_scalars, double row_mean,
+                    const Scales& scales, BlockMoments& moments) {
+  const rules::Scalars<float> scalars = step_scalars.float32;
+  const auto mean = static_cast<float>(row_mean);
+  const float down1 = rules::down_factor<rules::Moment1>(scales.moment1);
+  const float down2 = rules::down_factor<rules::Moment2>(scales.moment2);
+  float* __restrict param = static_cast<float*>(block.param);
+  const float* __restrict grad = static_cast<const float*>(block.grad);
+  const auto* __restrict codes1 = static_cast<const std::uint8_t*>(block.moment1);
+  const auto* __restrict codes2 = static_cast<const std::uint8_t*>(block.moment2);
+  float* __restrict vhat = static_cast<float*>(block.vhat);
+  float* __restrict moment1 = moments.moment1;
+  float* __restrict moment2 = moments.moment2;
+  const std::int64_t count = block.count;
+  std::uint32_t largest1 = 0;
+  std::uint32_t largest2 = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    float m = rules::decode_moment1(codes1[i], down1);
+    float v = rules::decode_moment2(codes2[i], down2);
+    if constexpr ((variant & rules::kAmsgrad) != 0) {
+      rules::adam<variant>(param[i], grad[i], m, v, vhat[i], mean, scalars);
+    } else {
+      float unused = 0;
+      rules::adam<variant>(param[i], grad[i], m, v, unused, mean, scalars);
+    }
+    moment1[i] = m;
+    moment2[i] = v;
+    largest1 = magnitude_of(m) > largest1 ? magnitude_of(m) : largest1;
+    largest2 = magnitude_of(v) > largest2 ? magnitude_of(v) : largest2;
+  }
+  return {rules::scale_exponent(largest1), rules::scale_exponent(largest2)};
+}
+
+void encode_block(const BlockMoments& moments, const Scales& scales, std::uint32_t first_state,
+                  const DenseSpan& block) {
+  const float up1 = rules::up_factor<rules::Moment1>(scales.moment1);
+  const float up2 = rules::up_factor<rules::Moment2>(scales.moment2);
+  const float* __restrict moment1 = moments.moment1;
+  const float* __restrict moment2 = moments.moment2;
+  auto* __restrict codes1 = static_cast<std::uint8_t*>(block.moment1);
+  auto* __restrict codes2 = static_cast<std::uint8_t*>(block.moment2);
+  const std::int64_t count = block.count;
+  std::uint32_t state = first_state;
+  for (std::int64_t i = 0; i < count; ++i, state += rules::kRandomStride) {
+    const std::uint32_t random = rules::random_bits(state);
+    const std::uint32_t random1 = rules::random20_of_moment1(random);
+    const std::uint32_t random2 = rules::random20_of_moment2(random);
+    codes1[i] = static_cast<std::uint8_t>(rules::encode_moment1(moment1[i], up1, random1));
+    codes2[i] = static_cast<std::uint8_t>(rules::encode_moment2(moment2[i], up2, random2));
+  }
+  // Without a scale: the bits of a NaN are not the same everywhere.
+  const auto bytes = static_cast<std::size_t>(count);
+  if (scales.moment1 == 255U) __builtin_memset(codes1, 0, bytes);
+  if (scales.moment2 == 255U) __builtin_memset(codes2, 0, bytes);
+}
+
+// The part of a run, from `begin` on, that shares a scale.
+DenseSpan block_of(const DenseSpan& span, std::int64_t begin) {
+  const auto floats = [&](void* first) {
+    return first == nullptr ? nullptr : static_cast<float*>(first) + begin;
+  };
+  const auto bytes = [&](void* first) { return static_cast<std::uint8_t*>(first) + begin; };
+  const std::int64_t left = span.count - begin;
+  return {floats(span.param),  static_cast<const float*>(span.grad) + begin,
+          bytes(span.moment1), bytes(span.moment2),
+          floats(span.vhat),   left < span.stored.block ? left : span.stored.block};
+}
+
+// The moments as 8-bit floats: block by block, since the scale to encode with is that of all new
+// moments of the block.
+template <unsigned variant>
+void dense_int8(const DenseSpan& span, const StepScalars& scalars, double mean) {
+  const StoredMoments& stored = span.stored;
+  BlockMoments moments;
+  for (std::int64_t begin = 0, b = 0; begin < span.count; begin += stored.block, ++b) {
+    const DenseSpan block = block_of(span, begin);
+    const Scales scales = update_block<variant>(block, scalars, mean,
+                                                {stored.scales1[b], stored.scales2[b]}, moments);
+    const std::uint32_t element = stored.first_element + static_cast<std::uint32_t>(begin);
+    encode_block(moments, scales, rules::random_state(stored.random_key, element), block);
+    stored.scales1[b] = static_cast<std::uint8_t>(scales.moment1);
+    stored.scales2[b] = static_cast<std::uint8_t>(scales.moment2);
+  }
+}
+
 // Sums go in double over kLanes interleaved lanes, then as a tree: the order of additions depends
 // on the position in the run alone, and is the one that the CUDA backend uses.
 constexpr int kLanes = 16;
@@ -127,88 +255,40 @@ void store(const float* __restrict values, void* target, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) halves[i] = Half::store(values[i]);
 }
 
-void load_bfloat16_moments(const StoredMoments& moments) {
-  load<rules::BFloat16>(moments.stored1, moments.moment1, moments.count);
-  load<rules::BFloat16>(moments.stored2, moments.moment2, moments.count);
+void decode_bfloat16(const DenseSpan& span, float* moment1, float* moment2) {
+  load<rules::BFloat16>(span.moment1, moment1, span.count);
+  load<rules::BFloat16>(span.moment2, moment2, span.count);
 }
 
-void store_bfloat16_moments(const StoredMoments& moments) {
-  auto* __restrict stored1 = static_cast<std::uint16_t*>(moments.stored1);
-  auto* __restrict stored2 = static_cast<std::uint16_t*>(moments.stored2);
-  const float* __restrict moment1 = moments.moment1;
-  const float* __restrict moment2 = moments.moment2;
-  const std::uint32_t key = moments.random_key;
-  const std::uint32_t first = moments.first_element;
-  const auto count = static_cast<std::uint32_t>(moments.count);
-  for (std::uint32_t i = 0; i < count; ++i) {
-    const std::uint32_t random = rules::random_bits(key, first + i);
-    stored1[i] = rules::round_to_bfloat16(moment1[i], random >> 16);
-    stored2[i] = rules::round_to_bfloat16(moment2[i], random & 0xffffU);
+void decode_int8(const DenseSpan& span, float* moment1, float* moment2) {
+  const auto* codes1 = static_cast<const std::uint8_t*>(span.moment1);
+  const auto* codes2 = static_cast<const std::uint8_t*>(span.moment2);
+  for (std::int64_t i = 0; i < span.count; ++i) {
+    const std::int64_t b = i / span.stored.block;
+    const float down1 = rules::down_factor<rules::Moment1>(span.stored.scales1[b]);
+    const float down2 = rules::down_factor<rules::Moment2>(span.stored.scales2[b]);
+    moment1[i] = rules::decode_moment1(codes1[i], down1);
+    moment2[i] = rules::decode_moment2(codes2[i], down2);
   }
 }
 
-void load_int8_moments(const StoredMoments& moments) {
-  const auto* __restrict stored1 = static_cast<const std::uint8_t*>(moments.stored1);
-  const auto* __restrict stored2 = static_cast<const std::uint8_t*>(moments.stored2);
-  float* __restrict moment1 = moments.moment1;
-  float* __restrict moment2 = moments.moment2;
-  for (std::int64_t begin = 0, b = 0; begin < moments.count; begin += moments.block, ++b) {
-    const std::uint32_t scale1 = moments.scales1[b];
-    const std::uint32_t scale2 = moments.scales2[b];
-    const std::int64_t left = moments.count - begin;
-    const std::int64_t end = begin + (left < moments.block ? left : moments.block);
-    for (std::int64_t i = begin; i < end; ++i) {
-      moment1[i] = rules::load_moment1(stored1[i], scale1);
-      moment2[i] = rules::load_moment2(stored2[i], scale2);
-    }
-  }
-}
-
-std::uint32_t largest_magnitude(const float* __restrict values, std::int64_t count) {
-  std::uint32_t largest = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::uint32_t magnitude = rules::bits_of(values[i]) & 0x7fffffffU;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  return largest;
-}
-
-void store_int8_moments(const StoredMoments& moments) {
-  auto* __restrict stored1 = static_cast<std::uint8_t*>(moments.stored1);
-  auto* __restrict stored2 = static_cast<std::uint8_t*>(moments.stored2);
-  const float* __restrict moment1 = moments.moment1;
-  const float* __restrict moment2 = moments.moment2;
-  const std::uint32_t key = moments.random_key;
-  for (std::int64_t begin = 0, b = 0; begin < moments.count; begin += moments.block, ++b) {
-    const std::int64_t left = moments.count - begin;
-    const std::int64_t count = left < moments.block ? left : moments.block;
-    const std::uint32_t scale1 = rules::scale_exponent(largest_magnitude(moment1 + begin, count));
-    const std::uint32_t scale2 = rules::scale_exponent(largest_magnitude(moment2 + begin, count));
-    moments.scales1[b] = static_cast<std::uint8_t>(scale1);
-    moments.scales2[b] = static_cast<std::uint8_t>(scale2);
-    const std::uint32_t first = moments.first_element + static_cast<std::uint32_t>(begin);
-    for (std::int64_t i = begin; i < begin + count; ++i) {
-      const std::uint32_t random =
-          rules::random_bits(key, first + static_cast<std::uint32_t>(i - begin));
-      stored1[i] = rules::store_moment1(moment1[i], scale1, random >> 16 << 4);
-      stored2[i] = rules::store_moment2(moment2[i], scale2, (random & 0xffffU) << 4);
-    }
-  }
-}
-
-// Fills the row of one real type, variant by variant.
-template <class Real, unsigned variant = 0>
-constexpr void fill_dense(DenseKernel* kernels) {
+template <unsigned variant = 0>
+constexpr void fill_dense(KernelTable& table) {
   if constexpr (variant < rules::kVariants) {
-    kernels[variant] = dense<Real, variant>;
-    fill_dense<Real, variant + 1>(kernels);
+    const auto kernel = [&](DType real, StateFormat format) -> DenseKernel& {
+      return table.dense[dense_index(real, format)][variant];
+    };
+    kernel(DType::float32, StateFormat::real) = dense<float, variant>;
+    kernel(DType::float32, StateFormat::bfloat16) = dense_bfloat16<variant>;
+    kernel(DType::float32, StateFormat::int8) = dense_int8<variant>;
+    kernel(DType::float64, StateFormat::real) = dense<double, variant>;
+    fill_dense<variant + 1>(table);
   }
 }
 
 template <class Real>
 constexpr void fill_real(KernelTable& table, DType real) {
   const std::size_t i = real_index(real);
-  fill_dense<Real>(table.dense[i]);
   table.row_sum[i][0] = row_sum<Real, 0>;
   table.row_sum[i][1] = row_sum<Real, rules::kL2>;
   table.measure[i] = measure<Real>;
@@ -229,10 +309,9 @@ constexpr KernelTable make_table() {
   fill_real<double>(table, DType::float64);
   fill_half<rules::Float16>(table, DType::float16);
   fill_half<rules::BFloat16>(table, DType::bfloat16);
-  table.load_moments[static_cast<int>(StateFormat::bfloat16)] = load_bfloat16_moments;
-  table.store_moments[static_cast<int>(StateFormat::bfloat16)] = store_bfloat16_moments;
-  table.load_moments[static_cast<int>(StateFormat::int8)] = load_int8_moments;
-  table.store_moments[static_cast<int>(StateFormat::int8)] = store_int8_moments;
+  fill_dense(table);
+  table.decode[static_cast<int>(StateFormat::bfloat16)] = decode_bfloat16;
+  table.decode[static_cast<int>(StateFormat::int8)] = decode_int8;
   return table;
 }
 

@@ -53,10 +53,8 @@ struct Float16 {
 // go: the addend decides the rounding.
 ADAMAS_RULE std::uint16_t round_to_bfloat16(float value, std::uint32_t addend) {
   const std::uint32_t bits = bits_of(value);
-  const std::uint32_t rounded = (bits + addend) >> 16;
-  const std::uint32_t quiet = (bits >> 16) | 0x40U;
-  const bool is_nan = (bits & 0x7fffffffU) > 0x7f800000U;
-  return static_cast<std::uint16_t>(is_nan ? quiet : rounded);
+  const std::uint32_t quiet = bits | 0x400000U;
+  return static_cast<std::uint16_t>((value != value ? quiet : bits + addend) >> 16);
 }
 
 struct BFloat16 {

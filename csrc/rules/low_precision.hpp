@@ -9,13 +9,14 @@
 // bfloat16: the upper half of a float32.
 //
 // int8: blocks of elements share a scale, the power of two with which the largest magnitude is at
-// most 1.875, kept as its biased float32 exponent in one byte.  Within a block, value / scale is an
-// 8-bit float, and 0 is zero:
-//   moment1   sign, 4 bits of exponent, 3 of mantissa: 1.125 * 2^-15 to 1.875; what is smaller
-//             becomes that or zero, by chance
-//   moment2   5 bits of exponent, 3 of mantissa: 1.125 * 2^-31 to 1.875; what is smaller, but not
-//             zero, becomes that: too small a denominator would make the parameter jump
-// An infinity or NaN in a block makes its scale 255, and all its elements NaN.
+// most 1.75, kept as its biased float32 exponent in one byte.  A magnitude is stored as an 8-bit
+// float with 3 bits of mantissa that passes over to even steps below an offset c: as how many
+// eighths of a power of two its sum with c lies above c.
+//   moment1   a sign, and 7 bits with c = scale * 2^-15
+//   moment2   8 bits with c = scale * 2^-31; what is above zero is stored as at least c / 8: too
+//             small a denominator would make the parameter jump
+// An infinity or NaN in a block, or a magnitude above 1.75 * 2^127, makes its scale 255, its codes
+// 0, and all its elements NaN.
 #pragma once
 
 #include <cstdint>
@@ -24,18 +25,24 @@
 
 namespace adamas::rules {
 
-// 32 random bits for one element: a bijection of its index (Murmur3's finalizer) under a key.
-ADAMAS_RULE std::uint32_t random_bits(std::uint32_t key, std::uint32_t index) {
-  std::uint32_t x = index + key;
-  x ^= x >> 16;
-  x *= 0x85ebca6bU;
-  x ^= x >> 13;
-  x *= 0xc2b2ae35U;
+// 32 random bits for each element: a sequence that adds a constant (Weyl's) from the key on, mixed
+// by a bijection.  Loops add the stride themselves.
+constexpr std::uint32_t kRandomStride = 0x9e3779b9U;
+
+ADAMAS_RULE std::uint32_t random_state(std::uint32_t key, std::uint32_t element) {
+  return key + element * kRandomStride;
+}
+
+ADAMAS_RULE std::uint32_t random_bits(std::uint32_t state) {
+  std::uint32_t x = state;
+  x ^= x >> 15;
+  x *= 0x2c1b3c6dU;
   x ^= x >> 16;
   return x;
 }
 
-// A key for 2^32 elements of one parameter in one step (splitmix64's finalizer, twice).
+// The key of one parameter in one step (splitmix64's finalizer, twice).  Elements that are 2^32
+// apart get the same random bits.
 ADAMAS_RULE std::uint64_t mix(std::uint64_t x) {
   x += 0x9e3779b97f4a7c15U;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9U;
@@ -43,64 +50,81 @@ ADAMAS_RULE std::uint64_t mix(std::uint64_t x) {
   return x ^ (x >> 31);
 }
 
-ADAMAS_RULE std::uint32_t random_key(std::uint64_t seed, std::int64_t step, std::int64_t parameter,
-                                     std::int64_t upper_index) {
-  const std::uint64_t a = mix(seed ^ mix(static_cast<std::uint64_t>(step)));
-  const std::uint64_t b = mix(a ^ mix(static_cast<std::uint64_t>(parameter)));
-  return static_cast<std::uint32_t>(mix(b + static_cast<std::uint64_t>(upper_index)) >> 32);
+ADAMAS_RULE std::uint32_t random_key(std::uint64_t seed, std::int64_t step,
+                                     std::int64_t parameter) {
+  const std::uint64_t of_step = mix(seed ^ mix(static_cast<std::uint64_t>(step)));
+  return static_cast<std::uint32_t>(mix(of_step ^ mix(static_cast<std::uint64_t>(parameter))) >>
+                                    32);
 }
 
-// The biased exponent of the scale of a block whose largest magnitude has these bits.  From 32 on,
-// so that all codes stand for normal numbers; 255 for infinity and NaN.
+// The random bits of one element for the two moments.  The 20 for an 8-bit code overlap in the
+// places that weigh least.
+ADAMAS_RULE std::uint32_t random16_of_moment1(std::uint32_t random) { return random >> 16; }
+ADAMAS_RULE std::uint32_t random16_of_moment2(std::uint32_t random) { return random & 0xffffU; }
+ADAMAS_RULE std::uint32_t random20_of_moment1(std::uint32_t random) { return random >> 12; }
+ADAMAS_RULE std::uint32_t random20_of_moment2(std::uint32_t random) { return random & 0xfffffU; }
+
+// The biased exponent of the scale of a block whose largest magnitude has these bits: from 33 on,
+// so that all factors below are normal numbers; 255 for what is not finite or too large for a
+// scale.
 ADAMAS_RULE std::uint32_t scale_exponent(std::uint32_t largest) {
-  const std::uint32_t exponent = largest >> 23;
-  const std::uint32_t above = exponent + ((largest & 0x7fffffU) > 0x700000U ? 1U : 0U);
-  const std::uint32_t finite = above > 254U ? 254U : above < 32U ? 32U : above;
-  return exponent == 255U ? 255U : finite;
+  const std::uint32_t exponent = (largest >> 23) + ((largest & 0x7fffffU) > 0x600000U ? 1U : 0U);
+  return exponent > 255U ? 255U : exponent < 33U ? 33U : exponent;
 }
 
-// Codes count steps of 2^20 in the bits of a float32, from the power of two with the biased
-// exponent `lowest` on: so decoding is a shift, and rounding the addition of 20 random bits.
-ADAMAS_RULE float decode(std::uint32_t code, std::uint32_t lowest) {
-  const float value = float_of((code << 20) + (lowest << 23));
-  return code == 0U ? 0.0F : value;
+// Codes are bits 20 to 27 of a float32: of the magnitude times `up`, with which c becomes 2,
+// plus 2. The bits of 2 are zero there.
+constexpr std::uint32_t kTwo = 0x40000000U;
+
+// The two moments differ in how far c lies below the scale.
+struct Moment1 {
+  static constexpr std::uint32_t kOffset = 15;
+};
+struct Moment2 {
+  static constexpr std::uint32_t kOffset = 31;
+};
+
+// The factors for the biased exponent of a scale that is not 255.
+template <class Moment>
+ADAMAS_RULE float up_factor(std::uint32_t scale) {
+  return float_of((255U + Moment::kOffset - scale) << 23);
 }
 
-// s is the biased exponent of the scale.
-ADAMAS_RULE float load_moment1(std::uint8_t stored, std::uint32_t s) {
-  const float magnitude = decode(stored & 0x7fU, s - 15U);
-  const float value =
-      float_of(bits_of(magnitude) | (static_cast<std::uint32_t>(stored) & 0x80U) << 24);
-  return s == 255U ? float_of(0x7fc00000U) : value;
+template <class Moment>
+ADAMAS_RULE float down_factor(std::uint32_t scale) {
+  return scale == 255U ? float_of(0x7fc00000U) : float_of((scale - 1U - Moment::kOffset) << 23);
 }
 
-ADAMAS_RULE std::uint8_t store_moment1(float value, std::uint32_t s, std::uint32_t random20) {
-  const std::uint32_t bits = bits_of(value);
-  const std::uint32_t sign = (bits >> 24) & 0x80U;
-  const std::uint32_t magnitude = bits & 0x7fffffffU;
-  const std::uint32_t zero = (s - 15U) << 23;
-  const std::uint32_t steps = (magnitude - zero + random20) >> 20;
-  // Below the smallest number: up to it with the chance magnitude / smallest.  Both products are
-  // exact.
-  const float smallest = float_of(zero + (1U << 20));
-  const bool up = float_of(magnitude) * 0x1p20F > static_cast<float>(random20) * smallest;
-  std::uint32_t code = magnitude < zero + (1U << 20) ? (up ? 1U : 0U) : steps;
-  code = code > 0x7fU ? 0x7fU : code;
-  return static_cast<std::uint8_t>(code | sign);
+// Stored numbers are bytes; here they have 32 bits, which loops over float32 ask for, and what lies
+// above the byte of an encoded number is to be cut off.
+ADAMAS_RULE float decode_magnitude(std::uint32_t code, float down) {
+  return multiply_add(float_of(code << 20 | kTwo), down, -2.0F * down);
 }
 
-ADAMAS_RULE float load_moment2(std::uint8_t stored, std::uint32_t s) {
-  const float value = decode(stored, s - 31U);
-  return s == 255U ? float_of(0x7fc00000U) : value;
+ADAMAS_RULE std::uint32_t encode_magnitude(float magnitude, float up, std::uint32_t random20) {
+  return (bits_of(multiply_add(magnitude, up, 2.0F)) + random20) >> 20;
 }
 
-ADAMAS_RULE std::uint8_t store_moment2(float value, std::uint32_t s, std::uint32_t random20) {
-  const std::uint32_t bits = bits_of(value) & 0x7fffffffU;
-  const std::uint32_t zero = (s - 31U) << 23;
-  const std::uint32_t steps = (bits - zero + random20) >> 20;
-  std::uint32_t code = bits < zero + (1U << 20) ? (bits == 0U ? 0U : 1U) : steps;
-  code = code > 0xffU ? 0xffU : code;
-  return static_cast<std::uint8_t>(code);
+ADAMAS_RULE float decode_moment1(std::uint32_t stored, float down) {
+  const float magnitude = decode_magnitude(stored & 0x7fU, down);
+  return float_of(bits_of(magnitude) | (stored & 0x80U) << 24);
+}
+
+ADAMAS_RULE std::uint32_t encode_moment1(float value, float up, std::uint32_t random20) {
+  const std::uint32_t sign = (bits_of(value) >> 24) & 0x80U;
+  const float magnitude = float_of(bits_of(value) & 0x7fffffffU);
+  return (encode_magnitude(magnitude, up, random20) & 0x7fU) | sign;
+}
+
+ADAMAS_RULE float decode_moment2(std::uint32_t stored, float down) {
+  return decode_magnitude(stored, down);
+}
+
+// `value` is not negative.
+ADAMAS_RULE std::uint32_t encode_moment2(float value, float up, std::uint32_t random20) {
+  const std::uint32_t code = encode_magnitude(value, up, random20) & 0xffU;
+  const std::uint32_t least = value > 0.0F ? 1U : 0U;
+  return code > least ? code : least;
 }
 
 }  // namespace adamas::rules
