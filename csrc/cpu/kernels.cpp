@@ -206,27 +206,28 @@ double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
 }
 
 // A difference of a value with itself is 0, or NaN if the value is not finite; so is their sum.
+// Squares of float32 numbers do not overflow a double: there the sum of squares tells.
 template <class Real>
 Measure measure(const void* source, std::int64_t count) {
+  constexpr bool is_double = sizeof(Real) == sizeof(double);
   const Real* __restrict values = static_cast<const Real*>(source);
   const std::int64_t whole = count - count % kLanes;
   Lanes squares;
-  Real residue[kLanes] = {};
+  Lanes residue;
   for (std::int64_t i = 0; i < whole; i += kLanes) {
     for (int j = 0; j < kLanes; ++j) {
       const double value = static_cast<double>(values[i + j]);
       squares.sum[j] = rules::multiply_add(value, value, squares.sum[j]);
-      residue[j] += values[i + j] - values[i + j];
+      if constexpr (is_double) residue.sum[j] += value - value;
     }
   }
   for (std::int64_t i = whole; i < count; ++i) {
     const double value = static_cast<double>(values[i]);
     squares.sum[i - whole] = rules::multiply_add(value, value, squares.sum[i - whole]);
-    residue[i - whole] += values[i] - values[i];
+    if constexpr (is_double) residue.sum[i - whole] += value - value;
   }
-  bool finite = true;
-  for (const Real one : residue) finite = finite && one == 0;
-  return {squares.total(), finite};
+  const double total = squares.total();
+  return {total, is_double ? residue.total() == 0 : total - total == 0};
 }
 
 template <class Real>
