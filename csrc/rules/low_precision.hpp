@@ -111,9 +111,9 @@ ADAMAS_RULE float decode_moment1(std::uint32_t stored, float down) {
 }
 
 ADAMAS_RULE std::uint32_t encode_moment1(float value, float up, std::uint32_t random20) {
-  const std::uint32_t sign = (bits_of(value) >> 24) & 0x80U;
-  const float magnitude = float_of(bits_of(value) & 0x7fffffffU);
-  return (encode_magnitude(magnitude, up, random20) & 0x7fU) | sign;
+  const std::uint32_t bits = bits_of(value);
+  const std::uint32_t code = encode_magnitude(float_of(bits & 0x7fffffffU), up, random20);
+  return (code & ~0x80U) | ((bits >> 24) & 0x80U);
 }
 
 ADAMAS_RULE float decode_moment2(std::uint32_t stored, float down) {
@@ -122,8 +122,8 @@ ADAMAS_RULE float decode_moment2(std::uint32_t stored, float down) {
 
 // `value` is not negative.
 ADAMAS_RULE std::uint32_t encode_moment2(float value, float up, std::uint32_t random20) {
-  const std::uint32_t code = encode_magnitude(value, up, random20) & 0xffU;
-  const std::uint32_t least = value > 0.0F ? 1U : 0U;
+  const std::uint32_t code = encode_magnitude(value, up, random20);
+  const std::uint32_t least = value > 0.0F ? (kTwo >> 20) + 1U : 0U;
   return code > least ? code : least;
 }
 
