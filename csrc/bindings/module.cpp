@@ -12,5 +12,6 @@ PYBIND11_MODULE(_core, module) {
                                  std::string(std::getenv("ADAMAS_ISA")) + "': " + status.message());
   }
   adamas::bindings::register_system(module);
+  adamas::bindings::register_device_array(module);
   adamas::bindings::register_optimizer(module);
 }

@@ -61,9 +61,13 @@ bool find_dtype(py::handle array, DType* dtype) {
   return find_by_name(descriptor, dtype);
 }
 
-Shape::Shape(const py::array& array) : axes_(static_cast<int>(array.ndim())) {
-  if (axes_ > kInline) heap_.assign(array.shape(), array.shape() + axes_);
-  if (axes_ <= kInline) std::copy_n(array.shape(), axes_, inline_);
+Shape::Shape(const py::ssize_t* lengths, py::ssize_t axes) : axes_(static_cast<int>(axes)) {
+  if (axes_ > kInline) heap_.assign(lengths, lengths + axes_);
+  if (axes_ <= kInline) std::copy_n(lengths, axes_, inline_);
+}
+
+bool Shape::is(const std::vector<py::ssize_t>& shape) const {
+  return std::equal(shape.begin(), shape.end(), lengths(), lengths() + axes_);
 }
 
 std::int64_t Shape::row_length() const {
@@ -81,20 +85,42 @@ bool Shape::is_of(const py::detail::PyArray_Proxy& array) const {
   return true;
 }
 
-BoundParameter::BoundParameter(py::array array, std::string name)
-    : array_(std::move(array)),
+BoundParameter::BoundParameter(py::object array, std::string name)
+    : BoundParameter(py::isinstance<DeviceArray>(array)
+                         ? BoundParameter(array.cast<const DeviceArray&>(), array, std::move(name))
+                         : BoundParameter(array.cast<py::array>(), std::move(name))) {}
+
+BoundParameter::BoundParameter(const py::array& array, std::string name)
+    : array_(array),
       name_(std::move(name)),
-      dtype_(dtype_of(array_, name_)),
-      shape_(array_),
-      count_(array_.size()),
-      data_(py::detail::array_proxy(array_.ptr())->data) {
-  if ((array_.flags() & kFits) != kFits) {
+      dtype_(dtype_of(array, name_)),
+      shape_(array.shape(), array.ndim()),
+      count_(array.size()),
+      data_(py::detail::array_proxy(array.ptr())->data) {
+  if ((array.flags() & kFits) != kFits) {
     throw py::value_error("parameter '" + name_ + "' must be C-contiguous and aligned");
   }
   check_unchanged();
 }
 
+// What from_device of python/adamas/device_arrays.py has checked is not checked again.
+BoundParameter::BoundParameter(const DeviceArray& array, py::object object, std::string name)
+    : array_(std::move(object)),
+      device_array_(&array),
+      name_(std::move(name)),
+      dtype_(array.dtype()),
+      shape_(array.shape().data(), static_cast<py::ssize_t>(array.shape().size())),
+      count_(array.size()),
+      data_(array.data()) {}
+
 void BoundParameter::check_unchanged() const {
+  if (device_array_ != nullptr) {
+    if (device_array_->has_moved()) {
+      throw py::value_error("parameter '" + name_ + "' was moved in memory after the optimizer " +
+                            "was made; make a new optimizer");
+    }
+    return;
+  }
   const auto* proxy = py::detail::array_proxy(array_.ptr());
   if ((proxy->flags & kWriteable) == 0) {
     throw py::value_error("parameter '" + name_ + "' must be writable, but it is read-only");
@@ -110,6 +136,14 @@ bool BoundParameter::accepts(DType gradient) const {
 }
 
 bool BoundParameter::view(py::handle grad, Gradient* gradient) const {
+  if (device_array_ != nullptr) {
+    if (!py::isinstance<DeviceArray>(grad)) return false;
+    const auto& array = grad.cast<const DeviceArray&>();
+    gradient->values = array.data();
+    gradient->dtype = array.dtype();
+    gradient->device = array.device();
+    return shape_.is(array.shape()) && array.is_float() && accepts(array.dtype());
+  }
   // Subclasses may mean something else by their memory (a masked array): gradient() looks at them.
   if (Py_TYPE(grad.ptr()) != Py_TYPE(array_.ptr())) return false;
   const auto* proxy = py::detail::array_proxy(grad.ptr());

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "adamas/types.hpp"
+#include "bindings/device_array.hpp"
 
 namespace adamas::bindings {
 
@@ -30,12 +31,14 @@ __attribute__((always_inline)) inline void prefetch_shape(pybind11::handle array
 // shapes would otherwise wait for memory once more for each.
 class Shape {
  public:
-  explicit Shape(const pybind11::array& array);
+  Shape(const pybind11::ssize_t* lengths, pybind11::ssize_t axes);
 
   // Whether an array object has this shape.
   bool is_of(const pybind11::detail::PyArray_Proxy& array) const;
+  bool is(const std::vector<pybind11::ssize_t>& shape) const;
 
   std::int64_t rows() const { return axes_ == 0 ? 1 : lengths()[0]; }
+  std::vector<pybind11::ssize_t> to_vector() const { return {lengths(), lengths() + axes_}; }
   std::int64_t row_length() const;  // elements of a row, even if there is none
 
  private:
@@ -52,8 +55,8 @@ class Shape {
 class BoundParameter {
  public:
   // Raises TypeError or ValueError unless `array` is a writable, C-contiguous, aligned array of a
-  // known type.
-  BoundParameter(pybind11::array array, std::string name);
+  // known type, or a DeviceArray of such memory.
+  BoundParameter(pybind11::object array, std::string name);
 
   // Raises ValueError if the array was made read-only or moved since.
   void check_unchanged() const;
@@ -65,7 +68,9 @@ class BoundParameter {
   // Whether a gradient of this type needs no conversion.
   bool accepts(DType gradient) const;
 
-  const pybind11::array& array() const { return array_; }
+  const pybind11::object& array() const { return array_; }
+  std::vector<pybind11::ssize_t> shape() const { return shape_.to_vector(); }
+  std::int32_t device() const { return device_array_ == nullptr ? kCpu : device_array_->device(); }
   const std::string& name() const { return name_; }
   DType dtype() const { return dtype_; }
   std::int64_t count() const { return count_; }
@@ -74,7 +79,11 @@ class BoundParameter {
   void* data() const { return data_; }
 
  private:
-  pybind11::array array_;
+  BoundParameter(const pybind11::array& array, std::string name);
+  BoundParameter(const DeviceArray& array, pybind11::object object, std::string name);
+
+  pybind11::object array_;
+  const DeviceArray* device_array_ = nullptr;  // null: a NumPy array
   std::string name_;
   DType dtype_;
   Shape shape_;

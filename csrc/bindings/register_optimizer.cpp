@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,7 +50,7 @@ struct RatesTable {
 
 // One parameter and its options, as Python hands them over.
 struct PyParameter {
-  py::array array;
+  py::object array;
   std::string name;
   std::int32_t rates;
   bool centralize;
@@ -61,6 +62,7 @@ struct Views {
   std::vector<Gradient> grads;
   std::vector<RowIndices> rows;       // as many as there is room for: grads point into it
   std::vector<py::object> converted;  // kept alive until the step is done
+  void* stream = nullptr;             // that a producer names
 };
 
 class PyOptimizer {
@@ -82,13 +84,15 @@ class PyOptimizer {
       spec.rates = parameter.rates;
       spec.rows = bound.rows();
       spec.centralize = parameter.centralize;
+      spec.device = bound.device();
       specs.push_back(spec);
       dense_only_.push_back(parameter.dense_only);
     }
     raise(Optimizer::create(config, {specs.data(), specs.size()}, &optimizer_));
   }
 
-  void step(py::handle grads, const RatesTable& rates) {
+  // `stream`: of a device; None: the one that a gradient's producer names, or the default one.
+  void step(py::handle grads, const RatesTable& rates, std::optional<std::uintptr_t> stream) {
     const py::tuple list = as_tuple(grads);
     if (list.size() != parameters_.size()) {
       throw py::value_error("grads must hold one gradient for each of the " +
@@ -112,20 +116,23 @@ class PyOptimizer {
       if (i + kAhead < count) prefetch_shape(parameters_[i + kAhead].array());
       parameters_[i].check_unchanged();
     }
-    raise(without_gil(
-        [&] { return optimizer_->step({views.grads.data(), views.grads.size()}, span(rates)); }));
+    void* const queue = stream ? reinterpret_cast<void*>(*stream) : views.stream;
+    raise(without_gil([&] {
+      return optimizer_->step({views.grads.data(), views.grads.size()}, span(rates), queue);
+    }));
   }
 
   void begin_step(const RatesTable& rates) {
     raise(without_gil([&] { return optimizer_->begin_step(span(rates)); }));
   }
 
-  void apply(std::size_t i, py::handle grad) {
+  void apply(std::size_t i, py::handle grad, std::optional<std::uintptr_t> stream) {
     Views views;
     Gradient gradient;
     view(grad, i, 1, views, &gradient);
     parameters_.at(i).check_unchanged();
-    raise(without_gil([&] { return optimizer_->apply(i, gradient); }));
+    void* const queue = stream ? reinterpret_cast<void*>(*stream) : views.stream;
+    raise(without_gil([&] { return optimizer_->apply(i, gradient, queue); }));
   }
 
   void end_step() {
@@ -147,8 +154,7 @@ class PyOptimizer {
   // The state of parameter i as an array that keeps this object alive, or None.
   py::object state(StateKind kind, std::size_t i, const py::object& self) const {
     const BoundParameter& parameter = parameters_.at(i);
-    const py::array& array = parameter.array();
-    std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
+    std::vector<py::ssize_t> shape = parameter.shape();
     py::dtype dtype = real_type(parameter.dtype()) == DType::float64 ? py::dtype::of<double>()
                                                                      : py::dtype::of<float>();
     if (kind == StateKind::row_step) {
@@ -159,6 +165,9 @@ class PyOptimizer {
       if (format_ != StateFormat::real) return decoded(kind, i, shape);
     }
     void* data = optimizer_->state(kind, i);
+    if (data != nullptr && parameter.device() != kCpu) {
+      return py::cast(DeviceArray(data, shape, dtype, parameter.device(), self));
+    }
     if (data != nullptr) return py::array(dtype, shape, data, self);
     const bool is_kept =
         kind != StateKind::master || real_type(parameter.dtype()) != parameter.dtype();
@@ -181,7 +190,24 @@ class PyOptimizer {
     const std::int64_t count =
         is_moment ? parameter.count() : (parameter.count() + block - 1) / block;
     void* data = optimizer_->state(kind, i);
+    if (data != nullptr && parameter.device() != kCpu) {
+      py::array copy(dtype, count);
+      read_device(data, copy);
+      return copy;
+    }
     return data == nullptr ? py::array(dtype, count) : py::array(dtype, {count}, data, self);
+  }
+
+  // Copies between the device and an array of the host, after the last step.
+  void read_device(const void* device, py::array& host) const {
+    void* target = host.mutable_data();
+    const auto nbytes = static_cast<std::size_t>(host.nbytes());
+    raise(without_gil([&] { return optimizer_->read_device(device, target, nbytes); }));
+  }
+  void write_device(void* device, const py::array& host) {
+    const void* source = host.data();
+    const auto nbytes = static_cast<std::size_t>(host.nbytes());
+    raise(without_gil([&] { return optimizer_->write_device(device, source, nbytes); }));
   }
 
   const Optimizer& optimizer() const { return *optimizer_; }
@@ -220,6 +246,8 @@ class PyOptimizer {
         "grads[" + std::to_string(i) + "] (for parameter '" + parameter.name() + "')";
     const py::object result = convert_(grad, parameter.array(), label);
     views.converted.push_back(result);
+    gradient->device = parameter.device();
+    if (parameter.device() != kCpu) note_stream(result, views);
     if (PyTuple_Check(result.ptr())) {
       if (dense_only_[i]) {
         throw py::value_error(label + " must be dense: the parameter has grad_centralization");
@@ -235,6 +263,7 @@ class PyOptimizer {
   // What convert_ returned is checked once more: it decides which memory is read.
   static void view_rows(py::handle pair, const BoundParameter& parameter, RowIndices* rows,
                         Gradient* gradient) {
+    if (parameter.device() != kCpu) return view_device_rows(pair, parameter, rows, gradient);
     const auto [indices, values] = pair.cast<std::pair<py::array, py::array>>();
     rows->data = indices.data();
     rows->count = indices.size();
@@ -246,6 +275,31 @@ class PyOptimizer {
                       values.size() == rows->count * parameter.row_length() &&
                       find_dtype(values, &gradient->dtype) && parameter.accepts(gradient->dtype);
     if (!fits) throw py::type_error("a sparse gradient could not be converted");
+  }
+
+  static void view_device_rows(py::handle pair, const BoundParameter& parameter, RowIndices* rows,
+                               Gradient* gradient) {
+    const auto [indices, values] = pair.cast<std::pair<const DeviceArray*, const DeviceArray*>>();
+    rows->data = indices->data();
+    rows->count = indices->size();
+    rows->is_int64 = indices->item_nbytes() == 8;
+    gradient->values = values->data();
+    gradient->dtype = values->dtype();
+    const bool fits = indices->is_index() && values->is_float() &&
+                      indices->device() == parameter.device() &&
+                      values->device() == parameter.device() &&
+                      values->size() == rows->count * parameter.row_length() &&
+                      parameter.accepts(gradient->dtype);
+    if (!fits) throw py::type_error("a sparse gradient could not be converted");
+  }
+
+  // The first stream that a producer names.
+  static void note_stream(py::handle converted, Views& views) {
+    if (PyTuple_Check(converted.ptr())) {
+      for (const py::handle part : converted.cast<py::tuple>()) note_stream(part, views);
+    } else if (views.stream == nullptr && py::isinstance<DeviceArray>(converted)) {
+      views.stream = converted.cast<const DeviceArray&>().stream();
+    }
   }
 
   // Names the parameter that a status speaks of.
@@ -290,7 +344,7 @@ void register_optimizer(py::module_& module) {
   py::class_<RatesTable>(module, "Rates")
       .def(py::init<const std::vector<std::pair<double, double>>&>(), py::arg("pairs"));
   py::class_<PyParameter>(module, "ParameterSpec")
-      .def(py::init([](py::array array, std::string name, std::int32_t rates, bool centralize,
+      .def(py::init([](py::object array, std::string name, std::int32_t rates, bool centralize,
                        bool dense_only) {
              return PyParameter{std::move(array), std::move(name), rates, centralize, dense_only};
            }),
@@ -318,9 +372,15 @@ void register_optimizer(py::module_& module) {
   py::class_<PyOptimizer>(module, "Optimizer")
       .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, py::function>(),
            py::arg("parameters"), py::arg("config"), py::arg("convert"))
-      .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"))
+      .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"),
+           py::arg("stream") = py::none())
       .def("begin_step", &PyOptimizer::begin_step, py::arg("rates"))
-      .def("apply", &PyOptimizer::apply, py::arg("index"), py::arg("grad"))
+      .def("apply", &PyOptimizer::apply, py::arg("index"), py::arg("grad"),
+           py::arg("stream") = py::none())
+      .def("read_device", [](const PyOptimizer& self, const DeviceArray& array,
+                             py::array host) { self.read_device(array.data(), host); })
+      .def("write_device", [](PyOptimizer& self, const DeviceArray& array,
+                              const py::array& host) { self.write_device(array.data(), host); })
       .def("end_step", &PyOptimizer::end_step)
       .def("cancel_step", &PyOptimizer::cancel_step)
       .def_property(

@@ -17,6 +17,7 @@
 #include "core/storage.hpp"
 #include "cpu/float_environment.hpp"
 #include "cpu/isa.hpp"
+#include "cuda/stepper.hpp"
 #include "rules/fold.hpp"
 
 namespace adamas {
@@ -99,17 +100,26 @@ struct Optimizer::Impl {
   Status check_closed() const noexcept;
   rules::Corrections corrections(std::int64_t step) noexcept;
   Status fold(Span<const Rates> rates, double factor) noexcept;
-  Status step(Span<const Gradient> grads, Span<const Rates> rates) noexcept;
+  Status step(Span<const Gradient> grads, Span<const Rates> rates, void* stream) noexcept;
+  Status update_on_device(const core::Selection& selection, Span<const Rates> rates,
+                          void* stream) noexcept;
+  cuda::Control outcome() const noexcept;
+  bool device_decides() const { return device_stepper != nullptr && device_stepper->decides(); }
+  Status open_device(Span<const ParameterSpec> parameters);
   Status clip(const cpu::Measure& measure, Span<const Rates> rates) noexcept;
+  void decode(const core::Tensor& tensor, StateKind kind, float* values) const noexcept;
+  Status decode_on_host(const core::Tensor& tensor, StateKind kind, float* values) const noexcept;
   bool measures() const { return config.max_grad_norm > 0.0 || config.skip_nonfinite; }
 
   AdamConfig config;
+  // First, so that it goes last: it owns the state on the device.  Null: the CPU.
+  std::unique_ptr<cuda::Stepper> device_stepper;
   core::Storage storage;
   core::Stepper stepper;
   core::ParameterLocks locks;
   std::size_t rates_count = 0;
 
-  std::mutex mutex;  // of one call at a time; taken before `locks`
+  mutable std::mutex mutex;  // of one call at a time; taken before `locks`
   RunningPowers powers;
   bool open = false;          // between begin_step and end_step
   std::vector<char> applied;  // by parameter, while open
@@ -129,13 +139,29 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
     rates_count = std::max(rates_count, static_cast<std::size_t>(parameters[i].rates) + 1);
   }
   if (Status status = check_format(parameters); !status.ok()) return status;
-  if (Status status = storage.prepare(config, parameters); !status.ok()) return status;
-  stepper.prepare(config, storage, rates_count);
+  if (Status status = open_device(parameters); !status.ok()) return status;
+  core::Storage::Allocate allocate;
+  if (device_stepper) {
+    allocate = [this](std::size_t nbytes) { return device_stepper->allocate_state(nbytes); };
+  }
+  if (Status status = storage.prepare(config, parameters, allocate); !status.ok()) return status;
   if (Status status = check_scales(); !status.ok()) return status;
   if (config.use_locking) locks.prepare(storage.tensors());
   applied.resize(parameters.size);
+  if (device_stepper) return device_stepper->prepare(config, storage, rates_count);
+  stepper.prepare(config, storage, rates_count);
   load_masters();
   return {};
+}
+
+Status Optimizer::Impl::open_device(Span<const ParameterSpec> parameters) {
+  const std::int32_t device = parameters.size == 0 ? kCpu : parameters[0].device;
+  for (std::size_t i = 0; i < parameters.size; ++i) {
+    if (parameters[i].device == device) continue;
+    return bad("all parameters of an optimizer must be on one device; make one for each device",
+               static_cast<std::int64_t>(i));
+  }
+  return device == kCpu ? Status{} : cuda::Stepper::open(device, &device_stepper);
 }
 
 Status Optimizer::Impl::check_format(Span<const ParameterSpec> parameters) const {
@@ -195,6 +221,9 @@ Status Optimizer::Impl::check_rows(const core::Tensor& tensor, const Gradient& g
 
 Status Optimizer::Impl::check_grad(core::Tensor& tensor, const Gradient& grad,
                                    std::int64_t index) noexcept {
+  if (grad.device != tensor.spec.device) {
+    return bad("a gradient must be where its parameter is", index);
+  }
   if ((grad.dtype == DType::float64) != (tensor.spec.dtype == DType::float64)) {
     return bad("a gradient has a type that does not go with its parameter's", index);
   }
@@ -241,6 +270,7 @@ rules::Corrections Optimizer::Impl::corrections(std::int64_t step) noexcept {
 
 Status Optimizer::Impl::fold(Span<const Rates> rates, double factor) noexcept {
   const std::int64_t step = global_step.load() + 1;
+  if (device_stepper) return device_stepper->fold(rates, corrections(step), step, factor);
   return stepper.fold(rates, corrections(step), step, factor);
 }
 
@@ -256,7 +286,31 @@ Status Optimizer::Impl::clip(const cpu::Measure& measure, Span<const Rates> rate
   return {};
 }
 
-Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates) noexcept {
+// The work of a step on a device; the host decides, unless that depends on the gradients.
+Status Optimizer::Impl::update_on_device(const core::Selection& selection, Span<const Rates> rates,
+                                         void* stream) noexcept {
+  if (device_stepper->decides()) {
+    return device_stepper->decide_and_update(selection, rates, config.loss_scale, stream);
+  }
+  const std::int64_t step = global_step.load() + 1;
+  Status status = device_stepper->fold(rates, corrections(step), step, 1.0 / config.loss_scale);
+  if (status.ok()) status = device_stepper->update(selection, stream);
+  if (!status.ok()) return status;
+  last_step_skipped.store(false);
+  global_step.fetch_add(1);
+  return {};
+}
+
+// Zeros if the device fails, which the next step reports.
+cuda::Control Optimizer::Impl::outcome() const noexcept {
+  const std::lock_guard<std::mutex> lock(mutex);
+  cuda::Control control{};
+  static_cast<void>(device_stepper->outcome(&control));
+  return control;
+}
+
+Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates,
+                             void* stream) noexcept {
   if (Status status = check_closed(); !status.ok()) return status;
   if (grads.size != storage.tensors().size()) {
     return bad("there must be one gradient for each parameter");
@@ -265,6 +319,7 @@ Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates
   const core::Selection selection{0, grads.size, grads.data};
   if (Status status = check_grads(selection); !status.ok()) return status;
   const cpu::FloatEnvironment pinned;
+  if (device_stepper) return update_on_device(selection, rates, stream);
   if (Status status = fold(rates, 1.0 / config.loss_scale); !status.ok()) return status;
   if (Status status = stepper.merge(selection, measures()); !status.ok()) return status;
   if (measures()) {
@@ -301,10 +356,10 @@ Status Optimizer::create(const AdamConfig& config, Span<const ParameterSpec> par
 Optimizer::Optimizer(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
 Optimizer::~Optimizer() = default;
 
-Status Optimizer::step(Span<const Gradient> grads, Span<const Rates> rates) noexcept {
+Status Optimizer::step(Span<const Gradient> grads, Span<const Rates> rates, void* stream) noexcept {
   const std::lock_guard<std::mutex> lock(impl_->mutex);
   const core::ParameterLocks::Guard guard(impl_->locks.all());
-  return impl_->step(grads, rates);
+  return impl_->step(grads, rates, stream);
 }
 
 Status Optimizer::begin_step(Span<const Rates> rates) noexcept {
@@ -323,7 +378,7 @@ Status Optimizer::begin_step(Span<const Rates> rates) noexcept {
   return {};
 }
 
-Status Optimizer::apply(std::size_t i, const Gradient& grad) noexcept {
+Status Optimizer::apply(std::size_t i, const Gradient& grad, void* stream) noexcept {
   Impl& impl = *impl_;
   const std::lock_guard<std::mutex> lock(impl.mutex);
   if (!impl.open) return {StatusCode::bad_state, "no step is open: call begin_step first"};
@@ -337,8 +392,12 @@ Status Optimizer::apply(std::size_t i, const Gradient& grad) noexcept {
   static const std::vector<core::RangeLock*> kNoLocks;
   const core::ParameterLocks::Guard guard(impl.config.use_locking ? impl.locks.of(i) : kNoLocks);
   const cpu::FloatEnvironment pinned;
-  if (Status status = impl.stepper.merge(selection, false); !status.ok()) return status;
-  impl.stepper.update();
+  if (impl.device_stepper) {
+    if (Status status = impl.device_stepper->update(selection, stream); !status.ok()) return status;
+  } else {
+    if (Status status = impl.stepper.merge(selection, false); !status.ok()) return status;
+    impl.stepper.update();
+  }
   impl.applied[i] = 1;
   return {};
 }
@@ -380,10 +439,22 @@ Status Optimizer::set_loss_scale(double loss_scale) noexcept {
   return {};
 }
 
-bool Optimizer::last_step_skipped() const noexcept { return impl_->last_step_skipped.load(); }
-std::int64_t Optimizer::skipped_steps() const noexcept { return impl_->skipped_steps.load(); }
-double Optimizer::last_grad_norm() const noexcept { return impl_->last_grad_norm.load(); }
-std::int64_t Optimizer::global_step() const noexcept { return impl_->global_step.load(); }
+bool Optimizer::last_step_skipped() const noexcept {
+  return impl_->device_decides() ? impl_->outcome().last_step_skipped != 0
+                                 : impl_->last_step_skipped.load();
+}
+
+std::int64_t Optimizer::skipped_steps() const noexcept {
+  return impl_->device_decides() ? impl_->outcome().skipped_steps : impl_->skipped_steps.load();
+}
+
+double Optimizer::last_grad_norm() const noexcept {
+  return impl_->device_decides() ? impl_->outcome().last_grad_norm : impl_->last_grad_norm.load();
+}
+
+std::int64_t Optimizer::global_step() const noexcept {
+  return impl_->device_decides() ? impl_->outcome().step : impl_->global_step.load();
+}
 
 // Rows keep their distance to the current step.
 Status Optimizer::set_global_step(std::int64_t step) noexcept {
@@ -392,6 +463,11 @@ Status Optimizer::set_global_step(std::int64_t step) noexcept {
   const std::lock_guard<std::mutex> lock(impl.mutex);
   if (impl.open) return {StatusCode::bad_state, kOpen};
   const std::int64_t moved = step - impl.global_step.load();
+  if (impl.device_stepper) {
+    Status status = impl.device_stepper->set_global_step(step, moved);
+    if (status.ok()) impl.global_step.store(step);
+    return status;
+  }
   for (const core::Tensor& tensor : impl.storage.tensors()) {
     std::int64_t* row_steps = tensor.row_steps();
     if (row_steps == nullptr) continue;
@@ -412,6 +488,13 @@ Status Optimizer::decode_moment(StateKind kind, std::size_t i, float* values) co
   const core::Tensor& tensor = tensors[i];
   if (tensor.format == StateFormat::real) return bad("the moment is stored as it is");
   const std::lock_guard<std::mutex> lock(impl_->mutex);
+  if (impl_->device_stepper) return impl_->decode_on_host(tensor, kind, values);
+  impl_->decode(tensor, kind, values);
+  return {};
+}
+
+void Optimizer::Impl::decode(const core::Tensor& tensor, StateKind kind,
+                             float* values) const noexcept {
   const std::int64_t length = core::kTile / tensor.scale_block * tensor.scale_block;
   for (std::int64_t begin = 0; begin < tensor.spec.count; begin += length) {
     const std::int64_t count = std::min(length, tensor.spec.count - begin);
@@ -419,7 +502,32 @@ Status Optimizer::decode_moment(StateKind kind, std::size_t i, float* values) co
     core::decode_moments(cpu::kernels(), tensor, begin, count, moments[0], moments[1]);
     std::copy_n(moments[static_cast<std::size_t>(kind)], count, values + begin);
   }
-  return {};
+}
+
+// The same of copies of the stored moments.
+Status Optimizer::Impl::decode_on_host(const core::Tensor& tensor, StateKind kind,
+                                       float* values) const noexcept {
+  constexpr StateKind kStored[] = {StateKind::moment1, StateKind::moment2, StateKind::scale1,
+                                   StateKind::scale2};
+  try {
+    core::Tensor copy = tensor;
+    std::vector<char> copies[std::size(kStored)];
+    for (std::size_t k = 0; k < std::size(kStored); ++k) {
+      const char* stored = tensor.state(kStored[k]);
+      if (stored == nullptr) continue;
+      const std::int64_t items =
+          k < 2 ? tensor.spec.count * tensor.moment_nbytes()
+                : (tensor.spec.count + tensor.scale_block - 1) / tensor.scale_block;
+      copies[k].resize(static_cast<std::size_t>(items));
+      Status status = device_stepper->read(stored, copies[k].data(), copies[k].size());
+      if (!status.ok()) return status;
+      copy.states[static_cast<std::size_t>(kStored[k])] = copies[k].data();
+    }
+    decode(copy, kind, values);
+    return {};
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::out_of_memory, "no memory to decode a moment"};
+  }
 }
 
 std::int64_t Optimizer::scale_block(std::size_t i) const noexcept {
@@ -429,6 +537,23 @@ std::int64_t Optimizer::scale_block(std::size_t i) const noexcept {
 }
 
 std::size_t Optimizer::state_nbytes() const noexcept { return impl_->storage.state_nbytes(); }
+
+std::int32_t Optimizer::device() const noexcept {
+  const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
+  return tensors.empty() ? kCpu : tensors[0].spec.device;
+}
+
+Status Optimizer::read_device(const void* device, void* host, std::size_t nbytes) const noexcept {
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  if (!impl_->device_stepper) return bad("the parameters are not on a device");
+  return impl_->device_stepper->read(device, host, nbytes);
+}
+
+Status Optimizer::write_device(void* device, const void* host, std::size_t nbytes) noexcept {
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  if (!impl_->device_stepper) return bad("the parameters are not on a device");
+  return impl_->device_stepper->write(device, host, nbytes);
+}
 
 int Optimizer::num_threads() const noexcept { return impl_->config.num_threads; }
 

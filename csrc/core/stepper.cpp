@@ -7,6 +7,7 @@
 
 #include "core/prefetch.hpp"
 #include "cpu/isa.hpp"
+#include "rules/ordered_sum.hpp"
 
 namespace adamas::core {
 namespace {
@@ -15,17 +16,6 @@ template <class Real>
 bool is_finite(const rules::Scalars<Real>& s) {
   return std::isfinite(s.decay) && std::isfinite(s.keep) && std::isfinite(s.negative_step) &&
          s.one_minus_beta1 > 0;
-}
-
-// Adds doubles in 16 interleaved lanes and then as a tree, like the kernels.
-double ordered_sum(const double* values, std::size_t count) {
-  constexpr std::size_t kLanes = 16;
-  double lanes[kLanes] = {};
-  for (std::size_t i = 0; i < count; ++i) lanes[i % kLanes] += values[i];
-  for (std::size_t width = kLanes / 2; width > 0; width /= 2) {
-    for (std::size_t j = 0; j < width; ++j) lanes[j] += lanes[j + width];
-  }
-  return lanes[0];
 }
 
 }  // namespace
@@ -198,9 +188,9 @@ cpu::Measure Stepper::measure() noexcept {
       rows += count;
     }
     const auto first = static_cast<std::size_t>(plan_.blocks_of_parameter[i]);
-    block_squares_[first] = ordered_sum(squares.data(), rows);
+    block_squares_[first] = rules::ordered_sum(squares.data(), rows);
   }
-  return {ordered_sum(block_squares_.data(), block_squares_.size()),
+  return {rules::ordered_sum(block_squares_.data(), block_squares_.size()),
           all_finite_.load(std::memory_order_relaxed)};
 }
 

@@ -6,6 +6,7 @@
 // from the standard library that has a body is used.
 #include "cpu/kernel_table.hpp"
 #include "rules/low_precision.hpp"
+#include "rules/ordered_sum.hpp"
 
 #define ADAMAS_JOIN2(a, b) a##b
 #define ADAMAS_JOIN(a, b) ADAMAS_JOIN2(a, b)
@@ -34,10 +35,10 @@ void dense(const DenseSpan& span, const StepScalars& step_scalars, double row_me
   const std::int64_t count = span.count;
   for (std::int64_t i = 0; i < count; ++i) {
     if constexpr ((variant & rules::kAmsgrad) != 0) {
-      rules::adam<variant>(param[i], grad[i], moment1[i], moment2[i], vhat[i], mean, scalars);
+      rules::adam(variant, param[i], grad[i], moment1[i], moment2[i], vhat[i], mean, scalars);
     } else {
       Real unused = 0;
-      rules::adam<variant>(param[i], grad[i], moment1[i], moment2[i], unused, mean, scalars);
+      rules::adam(variant, param[i], grad[i], moment1[i], moment2[i], unused, mean, scalars);
     }
   }
 }
@@ -58,10 +59,10 @@ void dense_bfloat16(const DenseSpan& span, const StepScalars& step_scalars, doub
     float m = rules::BFloat16::load(moment1[i]);
     float v = rules::BFloat16::load(moment2[i]);
     if constexpr ((variant & rules::kAmsgrad) != 0) {
-      rules::adam<variant>(param[i], grad[i], m, v, vhat[i], mean, scalars);
+      rules::adam(variant, param[i], grad[i], m, v, vhat[i], mean, scalars);
     } else {
       float unused = 0;
-      rules::adam<variant>(param[i], grad[i], m, v, unused, mean, scalars);
+      rules::adam(variant, param[i], grad[i], m, v, unused, mean, scalars);
     }
     const std::uint32_t random = rules::random_bits(state);
     moment1[i] = rules::round_to_bfloat16(m, rules::random16_of_moment1(random));
@@ -105,10 +106,10 @@ Scales update_block(const DenseSpan& block, const StepScalars& step_scalars, dou
     float m = rules::decode_moment1(codes1[i], down1);
     float v = rules::decode_moment2(codes2[i], down2);
     if constexpr ((variant & rules::kAmsgrad) != 0) {
-      rules::adam<variant>(param[i], grad[i], m, v, vhat[i], mean, scalars);
+      rules::adam(variant, param[i], grad[i], m, v, vhat[i], mean, scalars);
     } else {
       float unused = 0;
-      rules::adam<variant>(param[i], grad[i], m, v, unused, mean, scalars);
+      rules::adam(variant, param[i], grad[i], m, v, unused, mean, scalars);
     }
     moment1[i] = m;
     moment2[i] = v;
@@ -170,20 +171,8 @@ void dense_int8(const DenseSpan& span, const StepScalars& scalars, double mean) 
   }
 }
 
-// Sums go in double over kLanes interleaved lanes, then as a tree: the order of additions depends
-// on the position in the run alone, and is the one that the CUDA backend uses.
-constexpr int kLanes = 16;
-
-struct Lanes {
-  double sum[kLanes] = {};
-
-  double total() {
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-      for (int j = 0; j < width; ++j) sum[j] += sum[j + width];
-    }
-    return sum[0];
-  }
-};
+using rules::kLanes;
+using rules::Lanes;
 
 template <class Real, unsigned variant>
 double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
@@ -195,12 +184,12 @@ double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
   for (std::int64_t i = 0; i < whole; i += kLanes) {
     for (int j = 0; j < kLanes; ++j) {
       lanes.sum[j] +=
-          static_cast<double>(rules::decayed_gradient<variant>(grad[i + j], param[i + j], scalars));
+          static_cast<double>(rules::decayed_gradient(variant, grad[i + j], param[i + j], scalars));
     }
   }
   for (std::int64_t i = whole; i < span.count; ++i) {
     lanes.sum[i - whole] +=
-        static_cast<double>(rules::decayed_gradient<variant>(grad[i], param[i], scalars));
+        static_cast<double>(rules::decayed_gradient(variant, grad[i], param[i], scalars));
   }
   return lanes.total();
 }

@@ -4,6 +4,7 @@ The same bits on every instruction set, thread count and device; an error instea
 state.
 """
 
+from . import cuda
 from ._core import __version__
 from .adam import Adam, AdamWeightDecay
 from .dynamic_lr import (
@@ -54,6 +55,7 @@ __all__ = [
     "__version__",
     "all_finite",
     "cosine_decay_lr",
+    "cuda",
     "exponential_decay_lr",
     "inverse_decay_lr",
     "natural_exp_decay_lr",

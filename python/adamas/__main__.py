@@ -10,6 +10,11 @@ import numpy as np
 from . import _core
 
 
+def _cuda() -> str:
+    reason = _core.cuda_unavailable_reason()
+    return f"{_core.cuda_devices()} devices" if reason is None else f"no ({reason})"
+
+
 def report() -> list[tuple[str, str]]:
     """Return the lines of the report as pairs of a label and a text."""
     chosen = _core.isa_in_use()
@@ -27,7 +32,7 @@ def report() -> list[tuple[str, str]]:
         ("ISAs supported", ", ".join(_core.isas_supported())),
         ("ISA in use", f"{chosen} ({why})"),
         ("threads", f"{cores} (the cores that this process may use)"),
-        ("CUDA", f"no ({_core.no_cuda_reason})"),
+        ("CUDA", _cuda()),
     ]
 
 

@@ -6,10 +6,9 @@ import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
-
 from . import _core, groups, validation
 from .arrays import FloatArray, gradient
+from .device_arrays import stream_number
 from .groups import Defaults, ParameterOptions
 from .parameter import Parameter
 from .rates import Rate, RateBook
@@ -39,7 +38,8 @@ class Optimizer:
         self._lock: AbstractContextManager[object] = (
             threading.Lock() if config.use_locking else nullcontext()
         )
-        self._target = "CPU"
+        self._is_on_device = any(option.parameter.is_on_device for option in self._options)
+        self._target = "GPU" if self._is_on_device else "CPU"
         self._unique = True
 
         self._config = config
@@ -51,7 +51,7 @@ class Optimizer:
         self._native = _core.Optimizer(
             [
                 _core.ParameterSpec(
-                    np.asarray(option.parameter),
+                    option.parameter.memory,
                     option.name,
                     places[pair],
                     self._centralizes(option, config.numerics, use_offload),
@@ -89,7 +89,7 @@ class Optimizer:
                 values[decay] = decay.at(step)
         return _core.Rates([(values[lr], values[decay]) for lr, decay in self._pairs])
 
-    def __call__(self, grads: Any) -> bool:
+    def __call__(self, grads: Any, *, stream: Any = None) -> bool:
         """Make one step: update every parameter in place.
 
         Parameters
@@ -102,7 +102,12 @@ class Optimizer:
             one that is strided, of another float width, or exported by another library (buffer
             protocol, DLPack) is converted first, at the price of a temporary array; a value too
             large for the type of the arithmetic becomes infinity. Integer, bool and complex arrays
-            are refused: they are mistakes more often than gradients.
+            are refused: they are mistakes more often than gradients. Gradients of parameters on a
+            CUDA device must be there too, contiguous, and are never converted.
+        stream : int or stream, optional
+            The CUDA stream that the step is queued on, for parameters on a device: its address, or
+            an object of CuPy, torch, Numba or cuda.core. Without it, the stream that a gradient's
+            producer names, else the default one.
 
         Returns
         -------
@@ -126,13 +131,25 @@ class Optimizer:
             If a step in parts (`begin_step`) is open.
 
         Whatever is raised, nothing has changed: no parameter, no moment, no counter.
+
+        Notes
+        -----
+        On a device the call returns when the work is queued; only the rows of sparse gradients are
+        waited for, to check them. With ``max_grad_norm``, a step whose gradients are not finite is
+        not made, and a later call says so instead of being made itself.
         """
+        number = None if stream is None else self._stream_number(stream)
         if self._is_locking:
             with self._lock:
-                self._native.step(grads, self._rates())
+                self._native.step(grads, self._rates(), number)
         else:
-            self._native.step(grads, self._rates())
+            self._native.step(grads, self._rates(), number)
         return True
+
+    def _stream_number(self, stream: Any) -> int | None:
+        if not self._is_on_device:
+            raise ValueError("stream must be None for parameters in CPU memory")
+        return stream_number(stream)
 
     step = __call__
 
@@ -159,7 +176,7 @@ class Optimizer:
         with self._lock:
             self._native.begin_step(self._rates())
 
-    def apply(self, param: Parameter, grad: Any) -> None:
+    def apply(self, param: Parameter, grad: Any, *, stream: Any = None) -> None:
         """Update one parameter of the open step as soon as its gradient exists.
 
         Parameters
@@ -168,6 +185,8 @@ class Optimizer:
             One of `parameters`.
         grad : array or RowTensor
             As in a whole step.
+        stream : int or stream, optional
+            Likewise.
 
         Raises
         ------
@@ -176,7 +195,8 @@ class Optimizer:
         TypeError, ValueError, IndexError
             As a whole step does. Nothing has changed then, and the step stays open.
         """
-        self._native.apply(self._position(param), grad)
+        number = None if stream is None else self._stream_number(stream)
+        self._native.apply(self._position(param), grad, number)
 
     def end_step(self) -> None:
         """Close the step; raises RuntimeError, and leaves it open, if a parameter is missing."""
@@ -202,7 +222,8 @@ class Optimizer:
     def moment1(self) -> list[FloatArray]:
         """The first moments in update order: live, writable views of the optimizer's memory.
 
-        With a ``state_dtype`` in 16 or 8 bits: read-only float32 copies.
+        With a ``state_dtype`` in 16 or 8 bits: read-only float32 copies. On a CUDA device: objects
+        with ``__cuda_array_interface__``, ``numpy()``, which copies, and ``assign(values)``.
         """
         return self._states(_core.StateKind.moment1)
 
@@ -279,8 +300,11 @@ class Optimizer:
     @target.setter
     def target(self, value: str) -> None:
         target = validation.choice("target", value, ("CPU", "GPU"))
-        if target == "GPU":
-            raise ValueError("target must be 'CPU' for parameters in CPU memory, got 'GPU'")
+        possible = "GPU" if self._is_on_device else "CPU"
+        if target != possible:
+            raise ValueError(
+                f"target must be {possible!r} for parameters in {possible} memory, got {target!r}"
+            )
         self._target = target
 
     @property

@@ -45,7 +45,8 @@ inline constexpr std::size_t kStateKinds = 7;
 
 class Optimizer {
  public:
-  // Reserves the state, zeroed, of all parameters.  Their memory must outlive the optimizer.
+  // Reserves the state, zeroed, of all parameters, where they are: on the CPU, or all on one CUDA
+  // device.  Their memory must outlive the optimizer.
   static Status create(const AdamConfig& config, Span<const ParameterSpec> parameters,
                        std::unique_ptr<Optimizer>* optimizer) noexcept;
   ~Optimizer();
@@ -55,19 +56,24 @@ class Optimizer {
   // One step: grads[i] is the gradient of parameter i, and rates[k] what the parameters with
   // ParameterSpec::rates == k use.  Safe to call from several threads, each call being one whole
   // step.
-  Status step(Span<const Gradient> grads, Span<const Rates> rates) noexcept;
+  //
+  // On a device the step is queued on `stream` (a cudaStream_t; null: the default one), and an
+  // error of an earlier step may be reported: a NaN or infinity, say, that kept it from being
+  // clipped.
+  Status step(Span<const Gradient> grads, Span<const Rates> rates, void* stream = nullptr) noexcept;
 
   // The same step in parts: begin_step, apply for each parameter once in any order, end_step.
   // Not with max_grad_norm or skip_nonfinite, which need all gradients first.
   Status begin_step(Span<const Rates> rates) noexcept;
-  Status apply(std::size_t i, const Gradient& grad) noexcept;
+  Status apply(std::size_t i, const Gradient& grad, void* stream = nullptr) noexcept;
   Status end_step() noexcept;
 
   // Ends an open step without counting it.  Parameters that were applied keep their update.
   Status cancel_step() noexcept;
 
   // What became of the last step, and how many were skipped in all (skip_nonfinite).  The norm is
-  // that of the gradients divided by loss_scale, before clipping; NaN if it was not needed.
+  // that of the gradients divided by loss_scale, before clipping; NaN if it was not needed.  With
+  // max_grad_norm or skip_nonfinite, this and global_step() wait for the steps queued on a device.
   bool last_step_skipped() const noexcept;
   std::int64_t skipped_steps() const noexcept;
   double last_grad_norm() const noexcept;
@@ -80,7 +86,8 @@ class Optimizer {
   double loss_scale() const noexcept;
   Status set_loss_scale(double loss_scale) noexcept;
 
-  // The state of parameter i, as many elements as it has, or null if this optimizer keeps none.
+  // The state of parameter i, as many elements as it has, or null if this optimizer keeps none; in
+  // the memory of the parameter's device.
   void* state(StateKind kind, std::size_t i) const noexcept;
 
   // Writes a moment of parameter i as float32 to `values`, whatever its format.
@@ -91,6 +98,13 @@ class Optimizer {
 
   // Bytes of all state arrays together.
   std::size_t state_nbytes() const noexcept;
+
+  // Where the parameters are.
+  std::int32_t device() const noexcept;
+
+  // Copy between the device and the host, after all steps so far; wait until it is done.
+  Status read_device(const void* device, void* host, std::size_t nbytes) const noexcept;
+  Status write_device(void* device, const void* host, std::size_t nbytes) noexcept;
 
   // The threads that a large step uses.
   int num_threads() const noexcept;

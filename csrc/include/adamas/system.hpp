@@ -1,6 +1,8 @@
 // What was built and what this machine offers: instruction sets and threads.
 #pragma once
 
+#include <cstdint>
+
 #include "adamas/status.hpp"
 
 namespace adamas {
@@ -23,6 +25,17 @@ Status select_isa(const char* name) noexcept;
 // Applies the environment variable ADAMAS_ISA, as the Python module does; a name that is unknown or
 // unsupported is an error.
 Status select_isa_from_environment() noexcept;
+
+// Why no CUDA device can be used, or null if one can; and how many there are.
+const char* cuda_unavailable_reason() noexcept;
+int cuda_devices() noexcept;
+
+// The device that memory belongs to, or kCpu.
+std::int32_t device_of(const void* data) noexcept;
+
+// Uses the device library of this path for all optimizers made from now on, instead of the
+// libadamas_cuda.so that stands beside the module.
+Status load_cuda_library(const char* path) noexcept;
 
 // The number of cores that this process may run on.
 int available_threads() noexcept;

@@ -18,6 +18,9 @@ constexpr DType real_type(DType dtype) {
   return dtype == DType::float64 ? DType::float64 : DType::float32;
 }
 
+// Where an array lies: in the host's memory, or on the CUDA device with this number (>= 0).
+inline constexpr std::int32_t kCpu = -1;
+
 // What a step does with the rows of a parameter that a sparse gradient does not list.
 enum class RowPolicy : std::uint8_t {
   exact,     // they get the gradient zero: moments decay, and the row moves
@@ -64,9 +67,10 @@ struct ParameterSpec {
   void* data = nullptr;
   std::int64_t count = 0;
   DType dtype = DType::float32;
-  std::int32_t rates = 0;   // which element of the rates given to each step applies
-  std::int64_t rows = 1;    // length of the first axis, for `centralize` and sparse gradients
-  bool centralize = false;  // subtract from each gradient row its mean
+  std::int32_t rates = 0;      // which element of the rates given to each step applies
+  std::int64_t rows = 1;       // length of the first axis, for `centralize` and sparse gradients
+  bool centralize = false;     // subtract from each gradient row its mean
+  std::int32_t device = kCpu;  // one for all parameters of an optimizer
 };
 
 // What may change from step to step.
@@ -88,6 +92,7 @@ struct Gradient {
   const void* values = nullptr;      // as many as the parameter; or rows->count rows of it
   const RowIndices* rows = nullptr;  // null: dense
   DType dtype = DType::float32;
+  std::int32_t device = kCpu;  // that of the parameter
 };
 
 }  // namespace adamas

@@ -1,0 +1,114 @@
+"""A CUDA device without a GPU: the backend's device library over host memory, and arrays on it.
+
+The library is compiled for the tests from csrc/cuda/emulated.cpp, unless the environment variable
+ADAMAS_EMULATED_CUDA names it.  Arrays on the emulated device are NumPy arrays that only say where
+they are by ``__cuda_array_interface__`` or DLPack, as those of CuPy and torch do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adamas import _core
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def compiled(folder):
+    """Compile the device library; return its path."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler for the emulated device")
+    target = Path(folder) / "libadamas_cuda_emulated.so"
+    flags = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno")
+    sources = ("-I", ROOT / "csrc", "-I", ROOT / "csrc/include", ROOT / "csrc/cuda/emulated.cpp")
+    command = [compiler, *flags, "-shared", "-fPIC", "-fvisibility=hidden", *sources, "-o", target]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@cache
+def emulator():
+    """Load the emulated device into adamas; return its library for counting and failing calls."""
+    path = os.environ.get("ADAMAS_EMULATED_CUDA")
+    if path is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return loaded(compiled(folder))
+    return loaded(path)
+
+
+def loaded(path):
+    library = ctypes.CDLL(str(path))
+    for name in ("calls", "launches", "allocations"):
+        getattr(library, f"adamas_emulated_{name}").restype = ctypes.c_int64
+    library.adamas_emulated_fail_at.argtypes = [ctypes.c_int64]
+    _core.load_cuda_library(str(path))
+    return library
+
+
+class FakeArray:
+    """A NumPy array that says it is on a CUDA device, by the CUDA array interface."""
+
+    def __init__(self, array, *, readonly=False, stream=None):
+        self.host = np.asarray(array)
+        self.readonly = readonly
+        self.stream = stream
+
+    @property
+    def __cuda_array_interface__(self):
+        name = self.host.dtype.name
+        if name == "bfloat16":
+            raise TypeError("bfloat16 has no type string")
+        strides = None if self.host.flags.c_contiguous else self.host.strides
+        return {
+            "shape": self.host.shape,
+            "typestr": self.host.dtype.str,
+            "data": (self.host.ctypes.data, self.readonly),
+            "strides": strides,
+            "stream": self.stream,
+            "version": 3,
+        }
+
+
+class FakeTensor:
+    """A NumPy array that says it is on a CUDA device, by DLPack."""
+
+    def __init__(self, array, device=0, *, device_type=2):
+        self.host = np.asarray(array)
+        self.device = (device_type, device)
+        self.streams = []
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, *, stream=None, max_version=None):
+        self.streams.append(stream)
+        is_bfloat16 = self.host.dtype.name == "bfloat16"
+        plain = self.host.view(np.uint16) if is_bfloat16 else self.host
+        capsule = plain.__dlpack__()
+        get = ctypes.pythonapi.PyCapsule_GetPointer
+        get.restype = ctypes.c_void_p
+        get.argtypes = [ctypes.py_object, ctypes.c_char_p]
+        # DLTensor: data, device type and number, ndim, type code, ...
+        tensor = get(capsule, b"dltensor")
+        ctypes.c_int32.from_address(tensor + 8).value = self.device[0]
+        ctypes.c_int32.from_address(tensor + 12).value = self.device[1]
+        if is_bfloat16:
+            ctypes.c_uint8.from_address(tensor + 20).value = 4
+        return capsule
+
+
+def on_device(array):
+    """Return an array as one on the emulated device, in the form that knows its type."""
+    array = np.asarray(array)
+    return FakeTensor(array) if array.dtype.name == "bfloat16" else FakeArray(array)
