@@ -52,6 +52,11 @@ def loaded(path):
     for name in ("calls", "launches", "allocations"):
         getattr(library, f"adamas_emulated_{name}").restype = ctypes.c_int64
     library.adamas_emulated_fail_at.argtypes = [ctypes.c_int64]
+    library.adamas_emulated_trace.restype = ctypes.c_char_p
+    library.adamas_emulated_begin_capture.argtypes = [ctypes.c_void_p]
+    for name in ("begin_capture", "replay"):
+        getattr(library, f"adamas_emulated_{name}").restype = ctypes.c_int64
+    library.adamas_emulated_replay.argtypes = [ctypes.c_int64]
     _core.load_cuda_library(str(path))
     return library
 

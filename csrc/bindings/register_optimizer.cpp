@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -62,7 +63,7 @@ struct Views {
   std::vector<Gradient> grads;
   std::vector<RowIndices> rows;       // as many as there is room for: grads point into it
   std::vector<py::object> converted;  // kept alive until the step is done
-  void* stream = nullptr;             // that a producer names
+  std::vector<void*> streams;         // that producers name
 };
 
 class PyOptimizer {
@@ -75,6 +76,7 @@ class PyOptimizer {
               py::function convert)
       : format_(config.state_format), convert_(std::move(convert)) {
     std::vector<ParameterSpec> specs;
+    std::vector<void*> streams;
     for (const PyParameter& parameter : parameters) {
       const BoundParameter& bound = parameters_.emplace_back(parameter.array, parameter.name);
       ParameterSpec spec;
@@ -87,8 +89,10 @@ class PyOptimizer {
       spec.device = bound.device();
       specs.push_back(spec);
       dense_only_.push_back(parameter.dense_only);
+      note_stream(parameter.array, streams);
     }
-    raise(Optimizer::create(config, {specs.data(), specs.size()}, &optimizer_));
+    raise(Optimizer::create(config, {specs.data(), specs.size()}, &optimizer_,
+                            {streams.data(), streams.size()}));
   }
 
   // `stream`: of a device; None: the one that a gradient's producer names, or the default one.
@@ -116,9 +120,9 @@ class PyOptimizer {
       if (i + kAhead < count) prefetch_shape(parameters_[i + kAhead].array());
       parameters_[i].check_unchanged();
     }
-    void* const queue = stream ? reinterpret_cast<void*>(*stream) : views.stream;
     raise(without_gil([&] {
-      return optimizer_->step({views.grads.data(), views.grads.size()}, span(rates), queue);
+      return optimizer_->step({views.grads.data(), views.grads.size()}, span(rates),
+                              queueing(stream, views));
     }));
   }
 
@@ -131,8 +135,7 @@ class PyOptimizer {
     Gradient gradient;
     view(grad, i, 1, views, &gradient);
     parameters_.at(i).check_unchanged();
-    void* const queue = stream ? reinterpret_cast<void*>(*stream) : views.stream;
-    raise(without_gil([&] { return optimizer_->apply(i, gradient, queue); }));
+    raise(without_gil([&] { return optimizer_->apply(i, gradient, queueing(stream, views)); }));
   }
 
   void end_step() {
@@ -141,6 +144,15 @@ class PyOptimizer {
 
   void cancel_step() {
     raise(without_gil([&] { return optimizer_->cancel_step(); }));
+  }
+
+  void set_rates(const RatesTable& rates, std::uintptr_t stream) {
+    raise(without_gil(
+        [&] { return optimizer_->set_rates(span(rates), reinterpret_cast<void*>(stream)); }));
+  }
+
+  bool is_capturing(std::uintptr_t stream) const {
+    return optimizer_->is_capturing(reinterpret_cast<void*>(stream));
   }
 
   void set_loss_scale(double loss_scale) {
@@ -247,7 +259,7 @@ class PyOptimizer {
     const py::object result = convert_(grad, parameter.array(), label);
     views.converted.push_back(result);
     gradient->device = parameter.device();
-    if (parameter.device() != kCpu) note_stream(result, views);
+    if (parameter.device() != kCpu) note_stream(result, views.streams);
     if (PyTuple_Check(result.ptr())) {
       if (dense_only_[i]) {
         throw py::value_error(label + " must be dense: the parameter has grad_centralization");
@@ -293,12 +305,20 @@ class PyOptimizer {
     if (!fits) throw py::type_error("a sparse gradient could not be converted");
   }
 
-  // The first stream that a producer names.
-  static void note_stream(py::handle converted, Views& views) {
+  static Queueing queueing(std::optional<std::uintptr_t> stream, const Views& views) {
+    void* const named = views.streams.empty() ? nullptr : views.streams.front();
+    return {stream ? reinterpret_cast<void*>(*stream) : named,
+            {views.streams.data(), views.streams.size()}};
+  }
+
+  // The streams that producers name, each once.
+  static void note_stream(py::handle converted, std::vector<void*>& streams) {
     if (PyTuple_Check(converted.ptr())) {
-      for (const py::handle part : converted.cast<py::tuple>()) note_stream(part, views);
-    } else if (views.stream == nullptr && py::isinstance<DeviceArray>(converted)) {
-      views.stream = converted.cast<const DeviceArray&>().stream();
+      for (const py::handle part : converted.cast<py::tuple>()) note_stream(part, streams);
+    } else if (py::isinstance<DeviceArray>(converted)) {
+      void* const stream = converted.cast<const DeviceArray&>().stream();
+      const bool known = std::find(streams.begin(), streams.end(), stream) != streams.end();
+      if (stream != nullptr && !known) streams.push_back(stream);
     }
   }
 
@@ -368,7 +388,8 @@ void register_optimizer(py::module_& module) {
       .def_readwrite("use_locking", &AdamConfig::use_locking)
       .def_readwrite("skip_nonfinite", &AdamConfig::skip_nonfinite)
       .def_readwrite("max_grad_norm", &AdamConfig::max_grad_norm)
-      .def_readwrite("num_threads", &AdamConfig::num_threads);
+      .def_readwrite("num_threads", &AdamConfig::num_threads)
+      .def_readwrite("capturable", &AdamConfig::capturable);
   py::class_<PyOptimizer>(module, "Optimizer")
       .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, py::function>(),
            py::arg("parameters"), py::arg("config"), py::arg("convert"))
@@ -381,6 +402,8 @@ void register_optimizer(py::module_& module) {
                              py::array host) { self.read_device(array.data(), host); })
       .def("write_device", [](PyOptimizer& self, const DeviceArray& array,
                               const py::array& host) { self.write_device(array.data(), host); })
+      .def("set_rates", &PyOptimizer::set_rates, py::arg("rates"), py::arg("stream"))
+      .def("is_capturing", &PyOptimizer::is_capturing, py::arg("stream"))
       .def("end_step", &PyOptimizer::end_step)
       .def("cancel_step", &PyOptimizer::cancel_step)
       .def_property(

@@ -90,7 +90,8 @@ struct Optimizer::Impl {
     float beta2 = 1.0F;
   };
 
-  Status prepare(const AdamConfig& options, Span<const ParameterSpec> parameters);
+  Status prepare(const AdamConfig& options, Span<const ParameterSpec> parameters,
+                 Span<void* const> after);
   Status check_format(Span<const ParameterSpec> parameters) const;
   Status check_scales() const;
   void load_masters();
@@ -100,9 +101,10 @@ struct Optimizer::Impl {
   Status check_closed() const noexcept;
   rules::Corrections corrections(std::int64_t step) noexcept;
   Status fold(Span<const Rates> rates, double factor) noexcept;
-  Status step(Span<const Gradient> grads, Span<const Rates> rates, void* stream) noexcept;
+  Status step(Span<const Gradient> grads, Span<const Rates> rates,
+              const Queueing& queueing) noexcept;
   Status update_on_device(const core::Selection& selection, Span<const Rates> rates,
-                          void* stream) noexcept;
+                          const Queueing& queueing) noexcept;
   cuda::Control outcome() const noexcept;
   bool device_decides() const { return device_stepper != nullptr && device_stepper->decides(); }
   Status open_device(Span<const ParameterSpec> parameters);
@@ -129,7 +131,8 @@ struct Optimizer::Impl {
   std::atomic<double> last_grad_norm{kNotMeasured};
 };
 
-Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterSpec> parameters) {
+Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterSpec> parameters,
+                                Span<void* const> after) {
   const cpu::FloatEnvironment pinned;  // master weights are loaded here
   config = options;
   if (config.num_threads == 0) config.num_threads = available_threads();
@@ -148,7 +151,7 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
   if (Status status = check_scales(); !status.ok()) return status;
   if (config.use_locking) locks.prepare(storage.tensors());
   applied.resize(parameters.size);
-  if (device_stepper) return device_stepper->prepare(config, storage, rates_count);
+  if (device_stepper) return device_stepper->prepare(config, storage, rates_count, after);
   stepper.prepare(config, storage, rates_count);
   load_masters();
   return {};
@@ -288,13 +291,14 @@ Status Optimizer::Impl::clip(const cpu::Measure& measure, Span<const Rates> rate
 
 // The work of a step on a device; the host decides, unless that depends on the gradients.
 Status Optimizer::Impl::update_on_device(const core::Selection& selection, Span<const Rates> rates,
-                                         void* stream) noexcept {
+                                         const Queueing& queueing) noexcept {
+  const cuda::Place place{queueing, locks.all()};
   if (device_stepper->decides()) {
-    return device_stepper->decide_and_update(selection, rates, config.loss_scale, stream);
+    return device_stepper->decide_and_update(selection, rates, config.loss_scale, place);
   }
   const std::int64_t step = global_step.load() + 1;
   Status status = device_stepper->fold(rates, corrections(step), step, 1.0 / config.loss_scale);
-  if (status.ok()) status = device_stepper->update(selection, stream);
+  if (status.ok()) status = device_stepper->update(selection, place);
   if (!status.ok()) return status;
   last_step_skipped.store(false);
   global_step.fetch_add(1);
@@ -310,7 +314,7 @@ cuda::Control Optimizer::Impl::outcome() const noexcept {
 }
 
 Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates,
-                             void* stream) noexcept {
+                             const Queueing& queueing) noexcept {
   if (Status status = check_closed(); !status.ok()) return status;
   if (grads.size != storage.tensors().size()) {
     return bad("there must be one gradient for each parameter");
@@ -319,7 +323,7 @@ Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates
   const core::Selection selection{0, grads.size, grads.data};
   if (Status status = check_grads(selection); !status.ok()) return status;
   const cpu::FloatEnvironment pinned;
-  if (device_stepper) return update_on_device(selection, rates, stream);
+  if (device_stepper) return update_on_device(selection, rates, queueing);
   if (Status status = fold(rates, 1.0 / config.loss_scale); !status.ok()) return status;
   if (Status status = stepper.merge(selection, measures()); !status.ok()) return status;
   if (measures()) {
@@ -341,11 +345,11 @@ Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates
 }
 
 Status Optimizer::create(const AdamConfig& config, Span<const ParameterSpec> parameters,
-                         std::unique_ptr<Optimizer>* optimizer) noexcept {
+                         std::unique_ptr<Optimizer>* optimizer, Span<void* const> after) noexcept {
   try {
     if (Status status = check(config); !status.ok()) return status;
     auto impl = std::make_unique<Impl>();
-    if (Status status = impl->prepare(config, parameters); !status.ok()) return status;
+    if (Status status = impl->prepare(config, parameters, after); !status.ok()) return status;
     optimizer->reset(new Optimizer(std::move(impl)));
     return {};
   } catch (const std::bad_alloc&) {
@@ -356,10 +360,11 @@ Status Optimizer::create(const AdamConfig& config, Span<const ParameterSpec> par
 Optimizer::Optimizer(std::unique_ptr<Impl> impl) noexcept : impl_(std::move(impl)) {}
 Optimizer::~Optimizer() = default;
 
-Status Optimizer::step(Span<const Gradient> grads, Span<const Rates> rates, void* stream) noexcept {
+Status Optimizer::step(Span<const Gradient> grads, Span<const Rates> rates,
+                       const Queueing& queueing) noexcept {
   const std::lock_guard<std::mutex> lock(impl_->mutex);
   const core::ParameterLocks::Guard guard(impl_->locks.all());
-  return impl_->step(grads, rates, stream);
+  return impl_->step(grads, rates, queueing);
 }
 
 Status Optimizer::begin_step(Span<const Rates> rates) noexcept {
@@ -370,6 +375,9 @@ Status Optimizer::begin_step(Span<const Rates> rates) noexcept {
     return {StatusCode::bad_state,
             "max_grad_norm and skip_nonfinite need all gradients at once: make whole steps"};
   }
+  if (impl.device_decides()) {
+    return {StatusCode::bad_state, "a capturable optimizer makes whole steps"};
+  }
   if (Status status = check(rates, impl.rates_count); !status.ok()) return status;
   const cpu::FloatEnvironment pinned;
   if (Status status = impl.fold(rates, 1.0 / impl.config.loss_scale); !status.ok()) return status;
@@ -378,7 +386,7 @@ Status Optimizer::begin_step(Span<const Rates> rates) noexcept {
   return {};
 }
 
-Status Optimizer::apply(std::size_t i, const Gradient& grad, void* stream) noexcept {
+Status Optimizer::apply(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept {
   Impl& impl = *impl_;
   const std::lock_guard<std::mutex> lock(impl.mutex);
   if (!impl.open) return {StatusCode::bad_state, "no step is open: call begin_step first"};
@@ -390,10 +398,12 @@ Status Optimizer::apply(std::size_t i, const Gradient& grad, void* stream) noexc
   const core::Selection selection{i, i + 1, &grad};
   if (Status status = impl.check_grads(selection); !status.ok()) return status;
   static const std::vector<core::RangeLock*> kNoLocks;
-  const core::ParameterLocks::Guard guard(impl.config.use_locking ? impl.locks.of(i) : kNoLocks);
+  const auto& taken = impl.config.use_locking ? impl.locks.of(i) : kNoLocks;
+  const core::ParameterLocks::Guard guard(taken);
   const cpu::FloatEnvironment pinned;
   if (impl.device_stepper) {
-    if (Status status = impl.device_stepper->update(selection, stream); !status.ok()) return status;
+    if (Status status = impl.device_stepper->update(selection, {queueing, taken}); !status.ok())
+      return status;
   } else {
     if (Status status = impl.stepper.merge(selection, false); !status.ok()) return status;
     impl.stepper.update();
@@ -537,6 +547,17 @@ std::int64_t Optimizer::scale_block(std::size_t i) const noexcept {
 }
 
 std::size_t Optimizer::state_nbytes() const noexcept { return impl_->storage.state_nbytes(); }
+
+Status Optimizer::set_rates(Span<const Rates> rates, void* stream) noexcept {
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  if (Status status = check(rates, impl_->rates_count); !status.ok()) return status;
+  if (!impl_->device_decides()) return {StatusCode::bad_state, "the optimizer is not capturable"};
+  return impl_->device_stepper->set_rates(rates, impl_->config.loss_scale, stream);
+}
+
+bool Optimizer::is_capturing(void* stream) const noexcept {
+  return impl_->device_stepper && impl_->device_stepper->is_capturing(stream);
+}
 
 std::int32_t Optimizer::device() const noexcept {
   const std::vector<core::Tensor>& tensors = impl_->storage.tensors();

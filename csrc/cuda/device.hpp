@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "adamas/optimizer.hpp"
 #include "adamas/status.hpp"
 #include "cuda/device_api.hpp"
 #include "cuda/kernel_args.hpp"
@@ -86,6 +87,14 @@ class Queue {
   }
   void wait_for(Event event) {
     if (error_ == 0) note(device_.api->wait_in_stream(stream_, event));
+  }
+  // Waits for what is in other streams now.
+  void wait_for_streams(Span<void* const> streams, Event event) {
+    for (Stream other : streams) {
+      if (error_ != 0 || other == stream_) continue;
+      note(device_.api->record(event, other));
+      wait_for(event);
+    }
   }
   // The host waits.
   void finish() {

@@ -8,10 +8,13 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <initializer_list>
 #include <map>
 #include <mutex>
 #include <numeric>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "cpu/float_environment.hpp"
@@ -24,12 +27,27 @@ constexpr int kDevices = 2;
 constexpr std::size_t kGuard = 64;  // bytes after each allocation that must stay as they are
 constexpr int kGuardByte = 0xa5;
 
-enum Failure : Error { kPlanned = 1, kMisaligned, kOverrun, kUnknown, kNoMemory, kNoKernel };
+enum Failure : Error {
+  kPlanned = 1,
+  kMisaligned,
+  kOverrun,
+  kUnknown,
+  kNoMemory,
+  kNoKernel,
+  kCapturing,
+};
+
+// Operations that were captured, and can be done again.
+using Graph = std::vector<std::function<Error()>>;
 
 struct World {
   std::mutex mutex;
   std::map<char*, std::size_t> memory;
   std::set<void*> handles;  // streams and events
+  std::vector<Graph> graphs;
+  Stream captured = nullptr;  // the stream, while the last graph is being captured
+  bool capturing = false;
+  std::string trace;
 };
 
 World& world() {
@@ -48,6 +66,30 @@ Error enter() {
   return planned_failure.load() > 0 && planned_failure.fetch_sub(1) == 1 ? kPlanned : 0;
 }
 
+// Notes an operation for the tests: its name and numbers.
+void note(const char* what, std::initializer_list<const void*> values) {
+  const std::lock_guard<std::mutex> lock(world().mutex);
+  world().trace += what;
+  for (const void* value : values) {
+    world().trace += ' ' + std::to_string(reinterpret_cast<std::uintptr_t>(value));
+  }
+  world().trace += '\n';
+}
+
+bool is_captured(Stream stream) { return world().capturing && world().captured == stream; }
+
+// Does something now, or when the graph that is being captured is replayed.
+template <class Operation>
+Error perform(Stream stream, Operation operation) {
+  if (Error error = enter()) return error;
+  if (!is_captured(stream)) return operation();
+  world().graphs.back().push_back(operation);
+  return 0;
+}
+
+// What the host must not do while a stream is captured.
+Error refuse_capture(Stream stream) { return is_captured(stream) ? kCapturing : 0; }
+
 const char* error_text(Error error) {
   switch (error) {
     case kPlanned:
@@ -60,6 +102,8 @@ const char* error_text(Error error) {
       return "an invalid handle or pointer";
     case kNoMemory:
       return "out of memory";
+    case kCapturing:
+      return "operation not permitted when stream is capturing";
     default:
       return "no such kernel";
   }
@@ -85,13 +129,14 @@ Error device_of(const void*, int* device) {
   return 0;
 }
 
-Error is_capturing(Stream, bool* capturing) {
-  *capturing = false;
+Error is_capturing(Stream stream, bool* capturing) {
+  *capturing = is_captured(stream);
   return 0;
 }
 
-Error allocate(void** data, std::size_t nbytes, Stream) {
+Error allocate(void** data, std::size_t nbytes, Stream stream) {
   if (Error error = enter()) return error;
+  if (Error error = refuse_capture(stream)) return error;
   auto* block = static_cast<char*>(std::aligned_alloc(256, (nbytes + kGuard + 255) / 256 * 256));
   if (block == nullptr) return kNoMemory;
   std::memset(block, 0xcd, nbytes);  // as useless as fresh memory of a device
@@ -129,48 +174,55 @@ Error check_memory() {
   return 0;
 }
 
-Error copy(void* to, const void* from, std::size_t nbytes, Stream) {
-  if (Error error = enter()) return error;
-  std::memcpy(to, from, nbytes);
-  return 0;
+Error copy(void* to, const void* from, std::size_t nbytes, Stream stream) {
+  return perform(stream, [=] {
+    std::memcpy(to, from, nbytes);
+    return 0;
+  });
 }
 
-Error fill(void* data, int byte, std::size_t nbytes, Stream) {
-  if (Error error = enter()) return error;
-  std::memset(data, byte, nbytes);
-  return 0;
+Error fill(void* data, int byte, std::size_t nbytes, Stream stream) {
+  return perform(stream, [=] {
+    std::memset(data, byte, nbytes);
+    return 0;
+  });
 }
 
 // Runs a kernel: blocks from last to first, threads forwards and backwards in turn.
+template <class Body>
+Error run_kernel(const typename Body::Args& args, std::int64_t blocks) {
+  static_assert(sizeof(typename Body::Args) <= 4096, "the limit of CUDA");
+  static_assert(sizeof(typename Body::Shared) <= 48 * 1024, "the limit of CUDA");
+  const cpu::FloatEnvironment pinned;
+  std::vector<char> shared(sizeof(typename Body::Shared) + 64);
+  auto* memory =
+      reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(shared.data()) + 63) / 64 * 64);
+  emulated_faults = 0;
+  for (std::int64_t block = blocks - 1; block >= 0; --block) {
+    std::memset(shared.data(), 0xcd, shared.size());
+    Body::run(args, Cta(block, blocks, Body::kThreads, block % 2 == 0),
+              *reinterpret_cast<typename Body::Shared*>(memory));
+  }
+  launches.fetch_add(1);
+  return emulated_faults == 0 ? check_memory() : kMisaligned;
+}
+
 struct Start {
   const Launch& launch;
   const void* args;
 
   template <class Body>
   Error run() const {
-    static_assert(sizeof(typename Body::Args) <= 4096, "the limit of CUDA");
-    static_assert(sizeof(typename Body::Shared) <= 48 * 1024, "the limit of CUDA");
-    const auto& arguments = *static_cast<const typename Body::Args*>(args);
-    std::vector<char> shared(sizeof(typename Body::Shared) + 64);
-    emulated_faults = 0;
-    for (std::int64_t block = launch.blocks - 1; block >= 0; --block) {
-      std::memset(shared.data(), 0xcd, shared.size());
-      auto* memory =
-          reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(shared.data()) + 63) / 64 * 64);
-      Body::run(arguments, Cta(block, launch.blocks, Body::kThreads, block % 2 == 0),
-                *reinterpret_cast<typename Body::Shared*>(memory));
-    }
-    return emulated_faults == 0 ? 0 : kMisaligned;
+    const auto copy = *static_cast<const typename Body::Args*>(args);
+    return perform(launch.stream,
+                   [copy, blocks = launch.blocks] { return run_kernel<Body>(copy, blocks); });
   }
 };
 
 Error launch(const Launch& launch, const void* args) {
-  if (Error error = enter()) return error;
-  launches.fetch_add(1);
+  note("launch", {reinterpret_cast<void*>(launch.kernel), launch.stream});
   if (launch.blocks < 1 || launch.blocks > 0x7fffffff) return kNoKernel;
-  const cpu::FloatEnvironment pinned;
-  if (Error error = start_kernel(launch.kernel, launch.types, Start{launch, args})) return error;
-  return check_memory();
+  return start_kernel(launch.kernel, launch.types, Start{launch, args});
 }
 
 Error sort(const SortRequest& request, void* scratch, std::size_t* nbytes, Stream) {
@@ -223,19 +275,29 @@ Error check_handle(void* handle) {
   return world().handles.count(handle) != 0 ? 0 : kUnknown;
 }
 
-Error wait_for_stream(Stream) { return enter(); }
-
-Error record(Event event, Stream) {
+Error wait_for_stream(Stream stream) {
   if (Error error = enter()) return error;
+  return refuse_capture(stream);
+}
+
+Error record(Event event, Stream stream) {
+  if (Error error = enter()) return error;
+  if (Error error = refuse_capture(stream)) return error;
+  note("record", {event, stream});
   return check_handle(event);
 }
 
-Error wait_in_stream(Stream, Event event) {
+Error wait_in_stream(Stream stream, Event event) {
   if (Error error = enter()) return error;
+  if (Error error = refuse_capture(stream)) return error;
+  note("wait", {event, stream});
   return check_handle(event);
 }
 
-Error wait_for_event(Event event) { return wait_in_stream(nullptr, event); }
+Error wait_for_event(Event event) {
+  if (Error error = enter()) return error;
+  return check_handle(event);
+}
 
 Error is_finished(Event event, bool* finished) {
   *finished = true;
@@ -274,4 +336,29 @@ ADAMAS_EXPORT std::int64_t adamas_emulated_allocations() {
   const std::lock_guard<std::mutex> lock(adamas::cuda::world().mutex);
   return static_cast<std::int64_t>(adamas::cuda::world().memory.size() +
                                    adamas::cuda::world().handles.size());
+}
+
+// Captures what is queued on a stream; returns the number of the graph.
+ADAMAS_EXPORT std::int64_t adamas_emulated_begin_capture(void* stream) {
+  adamas::cuda::World& world = adamas::cuda::world();
+  world.captured = stream;
+  world.capturing = true;
+  world.graphs.emplace_back();
+  return static_cast<std::int64_t>(world.graphs.size()) - 1;
+}
+ADAMAS_EXPORT void adamas_emulated_end_capture() { adamas::cuda::world().capturing = false; }
+ADAMAS_EXPORT std::int64_t adamas_emulated_replay(std::int64_t graph) {
+  for (const auto& operation : adamas::cuda::world().graphs[static_cast<std::size_t>(graph)]) {
+    if (adamas::cuda::Error error = operation()) return error;
+  }
+  return 0;
+}
+
+// The operations on streams and events since the last call, a line each.
+ADAMAS_EXPORT const char* adamas_emulated_trace() {
+  static thread_local std::string last;
+  const std::lock_guard<std::mutex> lock(adamas::cuda::world().mutex);
+  last = std::move(adamas::cuda::world().trace);
+  adamas::cuda::world().trace.clear();
+  return last.c_str();
 }

@@ -86,7 +86,8 @@ Status Stepper::open(std::int32_t device, std::unique_ptr<Stepper>* stepper) {
   Error error = api->count(&devices);
   if (error == 0 && device >= devices) return bad("there is no such device");
   if (error == 0) error = made->stream_.create(made->device_, Handle::Kind::stream);
-  if (error == 0) error = made->last_event_.create(made->device_, Handle::Kind::event);
+  if (error == 0) error = made->last_event_->create(made->device_, Handle::Kind::event);
+  if (error == 0) error = made->arrival_.create(made->device_, Handle::Kind::event);
   if (error == 0) *stepper = std::move(made);
   return Device{api, device}.status(error);
 }
@@ -94,7 +95,7 @@ Status Stepper::open(std::int32_t device, std::unique_ptr<Stepper>* stepper) {
 // Waits for the last step, which uses the memory.
 Stepper::~Stepper() {
   const DeviceScope scope(device_);
-  if (has_last_) device_.api->wait_for_event(last_event_.get());
+  if (has_last_) device_.api->wait_for_event(last_event_->get());
   for (Buffer* buffer :
        {&state_, &tables_, &blocks_, &chunks_, &rows_, &rates_, &flags_, &scratch_}) {
     buffer->release(stream_.get());
@@ -114,10 +115,10 @@ char* Stepper::allocate_state(std::size_t nbytes) {
 }
 
 Status Stepper::prepare(const AdamConfig& config, const core::Storage& storage,
-                        std::size_t rates_count) {
+                        std::size_t rates_count, Span<void* const> after) {
   config_ = config;
   storage_ = &storage;
-  decides_ = config.max_grad_norm > 0.0 || config.skip_nonfinite;
+  decides_ = measures() || config.capturable;
   plan_ = core::make_plan(storage.tensors());
   const std::size_t count = storage.tensors().size();
   has_float32_ = std::any_of(storage.tensors().begin(), storage.tensors().end(),
@@ -129,6 +130,9 @@ Status Stepper::prepare(const AdamConfig& config, const core::Storage& storage,
   const DeviceScope scope(device_);
   Queue queue(device_, stream_.get());
   queue.note(scope.error());
+  void* const default_stream = nullptr;
+  queue.wait_for_streams({&default_stream, 1}, arrival_.get());
+  queue.wait_for_streams(after, arrival_.get());
   prepare_rows(queue);
   prepare_tensors(queue);
   prepare_blocks(queue);
@@ -266,7 +270,7 @@ Status Stepper::finish(Queue& queue) noexcept {
 }
 
 void Stepper::order_after_last(Queue& queue) noexcept {
-  if (has_last_ && last_stream_ != queue.stream()) queue.wait_for(last_event_.get());
+  if (has_last_ && last_stream_ != queue.stream()) queue.wait_for(last_event_->get());
 }
 
 Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& corrections,
@@ -281,68 +285,128 @@ Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& correcti
   return {};
 }
 
-Status Stepper::update(const core::Selection& selection, Stream stream) noexcept {
-  try {
-    return run(selection, {}, 1.0, stream);
-  } catch (const std::bad_alloc&) {
-    return {StatusCode::out_of_memory, "no memory for the step"};
-  }
+Status Stepper::update(const core::Selection& selection, const Place& place) noexcept {
+  return decide_and_update(selection, {}, 1.0, place);
 }
 
 Status Stepper::decide_and_update(const core::Selection& selection, Span<const Rates> rates,
-                                  double loss_scale, Stream stream) noexcept {
+                                  double loss_scale, const Place& place) noexcept {
   try {
-    return run(selection, rates, loss_scale, stream);
+    return run(selection, rates, loss_scale, place);
   } catch (const std::bad_alloc&) {
     return {StatusCode::out_of_memory, "no memory for the step"};
   }
 }
 
 Status Stepper::run(const core::Selection& selection, Span<const Rates> rates, double loss_scale,
-                    Stream stream) {
+                    const Place& place) {
+  if (!broken_.ok()) return broken_;
+  const DeviceScope scope(device_);
+  Queue queue(device_, place.queueing.stream);
+  queue.note(scope.error());
+  queue.note(device_.api->is_capturing(queue.stream(), &capturing_));
+  if (queue.error() != 0) return finish(queue);
+  if (capturing_) {
+    if (Status status = check_capture(selection); !status.ok()) return status;
+  } else if (decides_) {
+    if (Status status = report_refusal(queue.stream()); !status.ok()) return status;
+  }
+  begin(queue, place);
+  Status status = sort_rows(queue, selection);
+  if (status.ok()) send_grads(queue, selection);
+  if (status.ok()) status = choose_kernels(queue, selection);
+  if (!status.ok()) {
+    static_cast<void>(finish(queue));  // the same, or nothing
+    return status;
+  }
+  queue_decision(queue, selection, rates, loss_scale);
+  queue.touch();
+  queue_update(queue, selection);
+  end(queue, place);
+  return finish(queue);
+}
+
+// What can't be part of a graph.
+Status Stepper::check_capture(const core::Selection& selection) const {
+  if (!config_.capturable) {
+    return {StatusCode::bad_state, "a step can be captured in a graph with capturable=True only"};
+  }
+  for (std::size_t i = selection.first; i < selection.last; ++i) {
+    if (selection.grad(i).rows != nullptr) {
+      return {StatusCode::bad_state, "a step with a sparse gradient can't be captured in a graph",
+              static_cast<std::int64_t>(i)};
+    }
+    if (listed_ && kind_of(i, selection.grad(i)) == kinds_[i]) continue;
+    return {StatusCode::bad_state,
+            "make a step with gradients of the same types before one is captured in a graph"};
+  }
+  return {};
+}
+
+// After producers, our last step, and the last of whoever shares memory and locks.  A graph that is
+// being captured comes after what its stream comes after.
+void Stepper::begin(Queue& queue, const Place& place) {
+  if (capturing_) {
+    captured_ = true;
+    return;
+  }
+  queue.wait_for_streams(place.queueing.after, arrival_.get());
+  order_after_last(queue);
+  for (const core::RangeLock* lock : place.locks) {
+    if (lock->done && lock->done != last_event_) queue.wait_for(lock->done->get());
+  }
+}
+
+void Stepper::end(Queue& queue, const Place& place) {
+  if (decides_) queue.copy(pinned_.get(), control_, sizeof(Control));
+  last_stream_ = queue.stream();
+  if (capturing_) return;
+  queue.record(last_event_->get());
+  has_last_ = true;
+  for (core::RangeLock* lock : place.locks) lock->done = last_event_;
+}
+
+// With which scalars the step is made, and if the device decides, whether.
+void Stepper::queue_decision(Queue& queue, const core::Selection& selection,
+                             Span<const Rates> rates, double loss_scale) {
+  if (!decides_) {
+    if (folded_.size() <= StepArgs::kInlineRates) return;
+    queue.store(rate_entries_, folded_.data(), folded_.size() * sizeof(RateEntry));
+    return;
+  }
+  if (!capturing_) send_inputs(queue, rates, loss_scale);
+  if (measures()) measure(queue, selection);
+  queue.touch();
+  queue.launch(Kernel::decide, 1,
+               DecideArgs{config_, control_, loss_scale_, device_rates_, rate_entries_,
+                          static_cast<std::int32_t>(folded_.size()), measures(), has_float32_,
+                          squares_, static_cast<std::int64_t>(plan_.blocks.size())});
+}
+
+Status Stepper::set_rates(Span<const Rates> rates, double loss_scale, Stream stream) noexcept {
   if (!broken_.ok()) return broken_;
   const DeviceScope scope(device_);
   Queue queue(device_, stream);
   queue.note(scope.error());
-  bool capturing = false;
-  queue.note(device_.api->is_capturing(stream, &capturing));
-  if (decides_) {
-    if (Status status = report_refusal(stream, capturing); !status.ok()) return status;
-  }
   order_after_last(queue);
-  const bool measured = config_.max_grad_norm > 0.0 || config_.skip_nonfinite;
-  if (Status status = sort_rows(queue, selection, measured); !status.ok()) {
-    static_cast<void>(finish(queue));  // the same, or nothing
-    return status;
-  }
-  send_grads(queue, selection);
-  choose_kernels(queue, selection);
-  if (decides_) {
-    send_inputs(queue, rates, loss_scale);
-    if (measured) measure(queue, selection);
-    queue.touch();
-    queue.launch(Kernel::decide, 1,
-                 DecideArgs{config_, control_, loss_scale_, device_rates_, rate_entries_,
-                            static_cast<std::int32_t>(folded_.size()), measured, has_float32_,
-                            squares_, static_cast<std::int64_t>(plan_.blocks.size())});
-  } else if (folded_.size() > StepArgs::kInlineRates) {
-    queue.store(rate_entries_, folded_.data(), folded_.size() * sizeof(RateEntry));
-  }
-  queue.touch();
-  queue_update(queue, selection);
-  if (decides_) queue.copy(pinned_.get(), control_, sizeof(Control));
-  queue.record(last_event_.get());
+  send_inputs(queue, rates, loss_scale);
+  queue.record(last_event_->get());
   has_last_ = true;
   last_stream_ = stream;
   return finish(queue);
 }
 
+bool Stepper::is_capturing(Stream stream) const noexcept {
+  bool capturing = false;
+  return device_.api->is_capturing(stream, &capturing) == 0 && capturing;
+}
+
 // Raises what an earlier step was refused for, as soon as that is known.
-Status Stepper::report_refusal(Stream stream, bool capturing) noexcept {
+Status Stepper::report_refusal(Stream stream) noexcept {
   bool finished = false;
-  if (!has_last_ || capturing) return {};
+  if (!has_last_) return {};
   Queue queue(device_, stream);
-  queue.note(device_.api->is_finished(last_event_.get(), &finished));
+  queue.note(device_.api->is_finished(last_event_->get(), &finished));
   if (!finished || queue.error() != 0) return finish(queue);
   auto* control = pinned_.as<Control>();
   if (control->refusal == Refusal::none) return {};
@@ -351,32 +415,33 @@ Status Stepper::report_refusal(Stream stream, bool capturing) noexcept {
   control->refusal = kNoRefusal;
   order_after_last(queue);
   queue.store(&control_->refusal, &kNoRefusal, sizeof(kNoRefusal));
-  queue.record(last_event_.get());
+  queue.record(last_event_->get());
   last_stream_ = stream;
   const Status failed = finish(queue);
   return failed.ok() ? status : failed;
 }
 
 // Finds the listed rows of the sparse gradients.  The host waits for the check of their indices.
-Status Stepper::sort_rows(Queue& queue, const core::Selection& selection, bool measured) {
+Status Stepper::sort_rows(Queue& queue, const core::Selection& selection) {
   bool any = false;
   for (std::size_t i = selection.first; i < selection.last; ++i) {
     const Gradient& grad = selection.grad(i);
     if (grad.rows == nullptr || grad.rows->count == 0) continue;
     if (!sparse_[i]) sparse_[i] = std::make_unique<Sparse>();
-    reserve_rows(queue, i, *grad.rows, measured);
+    reserve_rows(queue, i, *grad.rows);
     any = true;
   }
   if (!any) return queue.status();
   if (Status status = check_rows(queue, selection); !status.ok()) return status;
   for (std::size_t i = selection.first; i < selection.last; ++i) {
     const RowIndices* rows = selection.grad(i).rows;
-    if (rows != nullptr && rows->count > 0) group_rows(queue, i, measured);
+    if (rows != nullptr && rows->count > 0) group_rows(queue, i);
   }
   return queue.status();
 }
 
-void Stepper::reserve_rows(Queue& queue, std::size_t i, const RowIndices& rows, bool measured) {
+void Stepper::reserve_rows(Queue& queue, std::size_t i, const RowIndices& rows) {
+  const bool measured = measures();
   Sparse& sparse = *sparse_[i];
   const auto count = static_cast<std::size_t>(rows.count);
   const bool exact = config_.row_policy == RowPolicy::exact;
@@ -422,7 +487,8 @@ Status Stepper::check_rows(Queue& queue, const core::Selection& selection) {
   return {};
 }
 
-void Stepper::group_rows(Queue& queue, std::size_t i, bool measured) {
+void Stepper::group_rows(Queue& queue, std::size_t i) {
+  const bool measured = measures();
   if (queue.error() != 0) return;
   Sparse& sparse = *sparse_[i];
   const std::int64_t count = sparse.sorted.count;
@@ -461,7 +527,7 @@ void Stepper::send_grads(Queue& queue, const core::Selection& selection) {
   };
   for (std::size_t begin = selection.first; begin < selection.last; begin += kPerStore) {
     const std::size_t end = std::min(begin + kPerStore, selection.last);
-    bool changed = false;
+    bool changed = captured_;  // a graph has stored its own, or will
     for (std::size_t i = begin; i < end; ++i) {
       const GradEntry entry = wanted(i);
       changed |= entry.values != sent_grads_[i].values || entry.dtype != sent_grads_[i].dtype;
@@ -477,25 +543,40 @@ bool Stepper::takes_table(std::size_t i, const Gradient& grad) const {
   return grad.rows != nullptr || entries_[i].row_steps != nullptr;
 }
 
-void Stepper::choose_kernels(Queue& queue, const core::Selection& selection) {
+Stepper::GradKind Stepper::kind_of(std::size_t i, const Gradient& grad) const {
+  if (takes_table(i, grad)) return GradKind::sparse;
+  switch (grad.dtype) {
+    case DType::float64:
+      return GradKind::float64;
+    case DType::float16:
+      return GradKind::float16;
+    case DType::bfloat16:
+      return GradKind::bfloat16;
+    default:
+      return GradKind::float32;
+  }
+}
+
+Status Stepper::choose_kernels(Queue& queue, const core::Selection& selection) {
   for (std::size_t i = selection.first; i < selection.last; ++i) {
-    const Gradient& grad = selection.grad(i);
-    GradKind kind = takes_table(i, grad)           ? GradKind::sparse
-                    : grad.dtype == DType::float32 ? GradKind::float32
-                    : grad.dtype == DType::float64 ? GradKind::float64
-                    : grad.dtype == DType::float16 ? GradKind::float16
-                                                   : GradKind::bfloat16;
+    const GradKind kind = kind_of(i, selection.grad(i));
     if (kind == kinds_[i]) continue;
+    if (captured_) {
+      return {StatusCode::bad_state,
+              "the type of a gradient must not change once a step was captured in a graph",
+              static_cast<std::int64_t>(i)};
+    }
     kinds_[i] = kind;
     listed_ = false;
   }
-  if (listed_) return;
+  if (listed_) return queue.status();
   std::vector<Chunk> chunks;
   list_chunks(&chunks);
   chunks_.reserve(queue, std::max<std::size_t>(chunks.size() * sizeof(Chunk), 1));
   queue.copy(chunks_.data(), chunks.data(), chunks.size() * sizeof(Chunk));
   queue.finish();  // `chunks` is about to go; seldom
   listed_ = queue.error() == 0;
+  return queue.status();
 }
 
 // The chunks of all dense gradients, those of one kernel together.
@@ -672,6 +753,8 @@ Status Stepper::outcome(Control* control) noexcept {
   Queue queue(device_, stream_.get());
   queue.note(scope.error());
   order_after_last(queue);
+  // Where graphs are replayed is not known here, but they end with a copy to this place.
+  if (captured_) queue.note(device_.api->wait_for_stream(last_stream_));
   queue.copy(pinned_.get(), control_, sizeof(Control));
   queue.finish();
   if (queue.error() == 0) *control = *pinned_.as<Control>();

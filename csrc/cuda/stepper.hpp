@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/locks.hpp"
 #include "core/plan.hpp"
 #include "core/stepper.hpp"
 #include "core/storage.hpp"
@@ -16,6 +17,13 @@
 #include "rules/fold.hpp"
 
 namespace adamas::cuda {
+
+// Where a step is queued, and the locks that its caller holds (use_locking): the step comes after
+// the last one of whoever had them.
+struct Place {
+  const Queueing& queueing;
+  const std::vector<core::RangeLock*>& locks;
+};
 
 class Stepper {
  public:
@@ -27,24 +35,29 @@ class Stepper {
   char* allocate_state(std::size_t nbytes);
 
   // Throws std::bad_alloc.
-  Status prepare(const AdamConfig& config, const core::Storage& storage, std::size_t rates_count);
+  Status prepare(const AdamConfig& config, const core::Storage& storage, std::size_t rates_count,
+                 Span<void* const> after);
 
   // Steps decided by the host: folds the rates, then updates.
   Status fold(Span<const Rates> rates, const rules::Corrections& corrections, std::int64_t step,
               double factor) noexcept;
-  Status update(const core::Selection& selection, Stream stream) noexcept;
+  Status update(const core::Selection& selection, const Place& place) noexcept;
 
   // Steps decided on the device.  An error of this call or of an earlier step that the device
   // refused; either has changed nothing.
   bool decides() const { return decides_; }
   Status decide_and_update(const core::Selection& selection, Span<const Rates> rates,
-                           double loss_scale, Stream stream) noexcept;
+                           double loss_scale, const Place& place) noexcept;
 
   // What became of the steps so far; waits for them.
   Status outcome(Control* control) noexcept;
 
   // Moves the steps of rows and, if the device counts, the number of steps.
   Status set_global_step(std::int64_t step, std::int64_t moved) noexcept;
+
+  // Sends what captured steps use.
+  Status set_rates(Span<const Rates> rates, double loss_scale, Stream stream) noexcept;
+  bool is_capturing(Stream stream) const noexcept;
 
   // Copies after the last step; waits.
   Status read(const void* device, void* host, std::size_t nbytes) noexcept;
@@ -81,14 +94,15 @@ class Stepper {
   void prepare_rows(Queue& queue);
   void load_masters(Queue& queue);
 
-  Status report_refusal(Stream stream, bool capturing) noexcept;
-  Status sort_rows(Queue& queue, const core::Selection& selection, bool measured);
-  void reserve_rows(Queue& queue, std::size_t i, const RowIndices& rows, bool measured);
+  Status report_refusal(Stream stream) noexcept;
+  Status sort_rows(Queue& queue, const core::Selection& selection);
+  void reserve_rows(Queue& queue, std::size_t i, const RowIndices& rows);
   void index_rows(Queue& queue, std::size_t i, const RowIndices& rows);
   Status check_rows(Queue& queue, const core::Selection& selection);
-  void group_rows(Queue& queue, std::size_t i, bool measured);
+  void group_rows(Queue& queue, std::size_t i);
   void send_grads(Queue& queue, const core::Selection& selection);
-  void choose_kernels(Queue& queue, const core::Selection& selection);
+  GradKind kind_of(std::size_t i, const Gradient& grad) const;
+  Status choose_kernels(Queue& queue, const core::Selection& selection);
   void list_chunks(std::vector<Chunk>* chunks);
   void send_inputs(Queue& queue, Span<const Rates> rates, double loss_scale);
   void measure(Queue& queue, const core::Selection& selection);
@@ -99,7 +113,13 @@ class Stepper {
   bool takes_table(std::size_t i, const Gradient& grad) const;
   StepArgs step_args() const;
   Status run(const core::Selection& selection, Span<const Rates> rates, double loss_scale,
-             Stream stream);
+             const Place& place);
+  Status check_capture(const core::Selection& selection) const;
+  void begin(Queue& queue, const Place& place);
+  void end(Queue& queue, const Place& place);
+  void queue_decision(Queue& queue, const core::Selection& selection, Span<const Rates> rates,
+                      double loss_scale);
+  bool measures() const { return config_.max_grad_norm > 0.0 || config_.skip_nonfinite; }
 
   Device device_;
   AdamConfig config_;
@@ -109,9 +129,13 @@ class Stepper {
   bool has_float32_ = false;
   Status broken_;  // an error after which the state can't be relied on
 
-  Handle stream_;      // for work that no caller has a stream for
-  Handle last_event_;  // when the last step is done
-  Handle pinned_;      // a Control, then the flags
+  Handle stream_;  // for work that no caller has a stream for
+  // When the last step is done; shared with the locks of its memory.
+  std::shared_ptr<Handle> last_event_ = std::make_shared<Handle>();
+  Handle arrival_;          // when producers are
+  Handle pinned_;           // a Control, then the flags
+  bool capturing_ = false;  // the step at hand
+  bool captured_ = false;   // some step was: graphs refer to the tables from then on
   bool has_last_ = false;
   Stream last_stream_ = nullptr;
 

@@ -150,6 +150,11 @@ class Adam(Optimizer):
     num_threads : int, optional, keyword only
         How many threads a large step uses; all cores of the process by default. The result has the
         same bits for any number.
+    capturable : bool, default False, keyword only
+        For parameters on a CUDA device: whether a step can be captured in a CUDA graph. The number
+        of the step, learning rates and weight decays are then kept on the device, and each replay
+        makes one step, with the bits that a call would have given. First make a step with gradients
+        of the same types; send new rates between replays by `refresh_rates`.
 
     Raises
     ------
@@ -205,6 +210,7 @@ class Adam(Optimizer):
         master_weights: bool = False,
         comm: Any = None,
         num_threads: int | None = None,
+        capturable: bool = False,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -222,6 +228,7 @@ class Adam(Optimizer):
         )
         config.use_locking = validation.flag("use_locking", use_locking)
         config.skip_nonfinite = validation.flag("skip_nonfinite", skip_nonfinite)
+        config.capturable = validation.flag("capturable", capturable)
         config.master_weights = validation.flag("master_weights", master_weights)
         if state_dtype is not None:
             name = validation.choice("state_dtype", state_dtype, tuple(_STATE_FORMATS))

@@ -40,6 +40,8 @@ class Optimizer:
         )
         self._is_on_device = any(option.parameter.is_on_device for option in self._options)
         self._target = "GPU" if self._is_on_device else "CPU"
+        if config.capturable and not self._is_on_device:
+            raise ValueError("capturable must be False for parameters in CPU memory")
         self._unique = True
 
         self._config = config
@@ -62,6 +64,8 @@ class Optimizer:
             config,
             gradient,
         )
+        # A step that is being captured takes its rates from the device.
+        self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._pairs))
         is_static = all(lr.constant and decay.constant for lr, decay in self._pairs)
         self._static_rates = self._rates_at(0) if is_static else None
 
@@ -139,7 +143,9 @@ class Optimizer:
         not made, and a later call says so instead of being made itself.
         """
         number = None if stream is None else self._stream_number(stream)
-        if self._is_locking:
+        if self._config.capturable and self._native.is_capturing(number or 0):
+            self._native.step(grads, self._rates_of_capture, number)
+        elif self._is_locking:
             with self._lock:
                 self._native.step(grads, self._rates(), number)
         else:
@@ -158,6 +164,27 @@ class Optimizer:
         if self._static_rates is not None:
             return self._static_rates
         return self._rates_at(self._native.global_step)
+
+    def refresh_rates(self, step: int | None = None, *, stream: Any = None) -> None:
+        """Send the learning rates and weight decays that replays of captured steps use from now on.
+
+        Parameters
+        ----------
+        step : int, optional
+            The step that schedules are asked for; by default `global_step`, which waits for the
+            steps so far.
+        stream : int or stream, optional
+            The stream of the replays.
+
+        Raises
+        ------
+        RuntimeError
+            If the optimizer is not ``capturable``.
+        """
+        number = self._stream_number(stream) if stream is not None else 0
+        with self._lock:
+            rates = self._rates() if step is None else self._rates_at(step)
+            self._native.set_rates(rates, number or 0)
 
     def begin_step(self) -> None:
         """Open a step that is made one parameter at a time, inside the backward pass.

@@ -43,12 +43,20 @@ enum class StateKind : std::uint8_t {
 };
 inline constexpr std::size_t kStateKinds = 7;
 
+// Where a step of parameters on a device is queued.
+struct Queueing {
+  void* stream = nullptr;   // a cudaStream_t; null: the default one
+  Span<void* const> after;  // streams whose work until now it waits for: of gradients' producers
+};
+
 class Optimizer {
  public:
   // Reserves the state, zeroed, of all parameters, where they are: on the CPU, or all on one CUDA
-  // device.  Their memory must outlive the optimizer.
+  // device.  Their memory must outlive the optimizer.  `after`: streams of a device on which the
+  // parameters are still being made.
   static Status create(const AdamConfig& config, Span<const ParameterSpec> parameters,
-                       std::unique_ptr<Optimizer>* optimizer) noexcept;
+                       std::unique_ptr<Optimizer>* optimizer,
+                       Span<void* const> after = {}) noexcept;
   ~Optimizer();
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
@@ -57,15 +65,15 @@ class Optimizer {
   // ParameterSpec::rates == k use.  Safe to call from several threads, each call being one whole
   // step.
   //
-  // On a device the step is queued on `stream` (a cudaStream_t; null: the default one), and an
-  // error of an earlier step may be reported: a NaN or infinity, say, that kept it from being
-  // clipped.
-  Status step(Span<const Gradient> grads, Span<const Rates> rates, void* stream = nullptr) noexcept;
+  // On a device the step is queued, and an error of an earlier step may be reported: a NaN or
+  // infinity, say, that kept it from being clipped.
+  Status step(Span<const Gradient> grads, Span<const Rates> rates,
+              const Queueing& queueing = {}) noexcept;
 
   // The same step in parts: begin_step, apply for each parameter once in any order, end_step.
   // Not with max_grad_norm or skip_nonfinite, which need all gradients first.
   Status begin_step(Span<const Rates> rates) noexcept;
-  Status apply(std::size_t i, const Gradient& grad, void* stream = nullptr) noexcept;
+  Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing = {}) noexcept;
   Status end_step() noexcept;
 
   // Ends an open step without counting it.  Parameters that were applied keep their update.
@@ -98,6 +106,12 @@ class Optimizer {
 
   // Bytes of all state arrays together.
   std::size_t state_nbytes() const noexcept;
+
+  // AdamConfig::capturable: what steps in graphs use from here on, as far as `stream` goes.
+  Status set_rates(Span<const Rates> rates, void* stream) noexcept;
+
+  // Whether the stream is being captured in a graph.
+  bool is_capturing(void* stream) const noexcept;
 
   // Where the parameters are.
   std::int32_t device() const noexcept;

@@ -60,6 +60,7 @@ struct AdamConfig {
   bool skip_nonfinite = false;  // a NaN or infinity in a gradient cancels the step
   double max_grad_norm = 0.0;   // > 0: clip the norm over all gradients to it
   int num_threads = 0;          // 0: one for each core of the process
+  bool capturable = false;      // on a device: steps can be captured in a CUDA graph
 };
 
 // A parameter: `count` elements at `data`, which the optimizer updates in place and never owns.
