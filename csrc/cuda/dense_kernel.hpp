@@ -63,7 +63,7 @@ struct Dense {
         grad,
         scalars_of<Real>(folded),
         folded.variant | (tensor.means == nullptr ? 0U : rules::kCentralize),
-        kRounds ? random_key(step, tensor, chunk.begin) : 0U,
+        kRounds ? random_key(step, tensor) : 0U,
         is_aligned<G>(grad, first),
         is_aligned<M>(tensor.moment1, first),
         is_aligned<M>(tensor.moment2, first),

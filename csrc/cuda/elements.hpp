@@ -89,22 +89,21 @@ ADAMAS_DEVICE const RateEntry& rates_of(const StepArgs& step, const TensorEntry&
   return step.rates == nullptr ? step.inline_rates[tensor.rates] : step.rates[tensor.rates];
 }
 
-// The key of the random bits of elements from `element` on.
-ADAMAS_DEVICE std::uint32_t random_key(const StepArgs& step, const TensorEntry& tensor,
-                                       std::int64_t element) {
+// The key of a parameter's random bits in the step at hand.
+ADAMAS_DEVICE std::uint32_t random_key(const StepArgs& step, const TensorEntry& tensor) {
   const std::int64_t number = step.control == nullptr ? step.step : step.control->step;
-  return rules::random_key(step.seed, number, tensor.index, element >> 32);
+  return rules::random_key(step.seed, number, tensor.index);
 }
 
 ADAMAS_DEVICE std::uint32_t random_of(std::uint32_t key, std::int64_t element) {
-  return rules::random_bits(key, static_cast<std::uint32_t>(element));
+  return rules::random_bits(rules::random_state(key, static_cast<std::uint32_t>(element)));
 }
 
 ADAMAS_DEVICE std::uint16_t round_moment1(float value, std::uint32_t random) {
-  return rules::round_to_bfloat16(value, random >> 16);
+  return rules::round_to_bfloat16(value, rules::random16_of_moment1(random));
 }
 ADAMAS_DEVICE std::uint16_t round_moment2(float value, std::uint32_t random) {
-  return rules::round_to_bfloat16(value, random & 0xffffU);
+  return rules::round_to_bfloat16(value, rules::random16_of_moment2(random));
 }
 
 // The parameter as the arithmetic sees it.

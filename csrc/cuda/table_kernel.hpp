@@ -83,14 +83,15 @@ template <class Real>
 ADAMAS_DEVICE void update_piece(const StepArgs& step, const TensorEntry& tensor,
                                 const Piece<Real>& piece, int lane, Moments& buffer) {
   [[maybe_unused]] const std::uint32_t key =
-      tensor.format == StateFormat::real ? 0U : random_key(step, tensor, piece.begin);
-  [[maybe_unused]] std::uint32_t scale1 = 0;
-  [[maybe_unused]] std::uint32_t scale2 = 0;
+      tensor.format == StateFormat::real ? 0U : random_key(step, tensor);
+  [[maybe_unused]] float down1 = 0;
+  [[maybe_unused]] float down2 = 0;
   [[maybe_unused]] std::uint32_t largest1 = 0;
   [[maybe_unused]] std::uint32_t largest2 = 0;
   if (tensor.format == StateFormat::int8) {
-    scale1 = tensor.scale1[piece.begin / tensor.scale_block];
-    scale2 = tensor.scale2[piece.begin / tensor.scale_block];
+    const std::int64_t block = piece.begin / tensor.scale_block;
+    down1 = rules::down_factor<rules::Moment1>(tensor.scale1[block]);
+    down2 = rules::down_factor<rules::Moment2>(tensor.scale2[block]);
   }
   for (std::int64_t k = lane; k < piece.count; k += kWarp) {
     const std::int64_t i = piece.begin + k;
@@ -118,9 +119,9 @@ ADAMAS_DEVICE void update_piece(const StepArgs& step, const TensorEntry& tensor,
         continue;
       }
       Real moment1 =
-          rules::load_moment1(static_cast<const std::uint8_t*>(tensor.moment1)[i], scale1);
+          rules::decode_moment1(static_cast<const std::uint8_t*>(tensor.moment1)[i], down1);
       Real moment2 =
-          rules::load_moment2(static_cast<const std::uint8_t*>(tensor.moment2)[i], scale2);
+          rules::decode_moment2(static_cast<const std::uint8_t*>(tensor.moment2)[i], down2);
       update_element(tensor, i, piece, grad, &moment1, &moment2);
       buffer.moment1[k] = moment1;
       buffer.moment2[k] = moment2;
@@ -153,13 +154,20 @@ ADAMAS_DEVICE void store_piece(const StepArgs& step, const TensorEntry& tensor,
     tensor.scale1[piece.begin / tensor.scale_block] = static_cast<std::uint8_t>(scale1);
     tensor.scale2[piece.begin / tensor.scale_block] = static_cast<std::uint8_t>(scale2);
   }
-  const std::uint32_t key = random_key(step, tensor, piece.begin);
+  const std::uint32_t key = random_key(step, tensor);
+  const float up1 = rules::up_factor<rules::Moment1>(scale1);
+  const float up2 = rules::up_factor<rules::Moment2>(scale2);
   auto* stored1 = static_cast<std::uint8_t*>(tensor.moment1) + piece.begin;
   auto* stored2 = static_cast<std::uint8_t*>(tensor.moment2) + piece.begin;
   for (std::int64_t k = lane; k < piece.count; k += kWarp) {
     const std::uint32_t random = random_of(key, piece.begin + k);
-    stored1[k] = rules::store_moment1(buffer.moment1[k], scale1, random >> 16 << 4);
-    stored2[k] = rules::store_moment2(buffer.moment2[k], scale2, (random & 0xffffU) << 4);
+    const std::uint32_t code1 =
+        rules::encode_moment1(buffer.moment1[k], up1, rules::random20_of_moment1(random));
+    const std::uint32_t code2 =
+        rules::encode_moment2(buffer.moment2[k], up2, rules::random20_of_moment2(random));
+    // Without a scale 0: the bits of a NaN are not the same everywhere.
+    stored1[k] = static_cast<std::uint8_t>(scale1 == 255U ? 0U : code1);
+    stored2[k] = static_cast<std::uint8_t>(scale2 == 255U ? 0U : code2);
   }
 }
 
