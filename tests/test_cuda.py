@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import adamas
-from emulation import FakeArray, FakeTensor, emulator, on_device
+from emulation import ExchangeTensor, FakeArray, FakeTensor, emulator, on_device
 from helpers import Arena, bits, half_values, values
 from test_identity import RULES, every_rule, problem
 
@@ -232,6 +232,39 @@ def test_dlpack_tensors_are_used_in_place():
     opt((FakeTensor(np.ones(5, np.float32)),))
     assert np.allclose(weight, 0.5)
     assert opt.parameters[0].data is tensor
+
+
+@pytest.mark.parametrize("dtype", [np.float32, *HALVES], ids=lambda d: np.dtype(d).name)
+def test_tensors_that_describe_themselves_in_c(dtype):
+    weight, other = np.ones((3, 4), dtype), np.ones((3, 4), dtype)
+    grad = np.linspace(-1, 1, 12).reshape(3, 4).astype(dtype)
+    opt = adamas.Adam([adamas.Parameter(ExchangeTensor(weight))], 0.1)
+    cpu = adamas.Adam([adamas.Parameter(other)], 0.1)
+    view = ExchangeTensor(grad)
+    for _ in range(2):
+        opt((view,))
+        cpu((grad,))
+    assert view.streams == []  # __dlpack__ was not called
+    assert same_bits(weight, other)
+
+
+@pytest.mark.parametrize(
+    ("grad", "error", "fragment"),
+    [
+        (lambda: ExchangeTensor(np.ones((3, 3), np.float32)), ValueError, "shape"),
+        (lambda: ExchangeTensor(np.ones((6,), np.float32)), ValueError, "shape"),
+        (lambda: ExchangeTensor(np.ones((3, 2))), TypeError, "float64"),
+        (lambda: ExchangeTensor(np.ones((3, 2), np.int32)), TypeError, "int32"),
+        (lambda: ExchangeTensor(np.ones((3, 4), np.float32)[:, ::2]), ValueError, "C-contiguous"),
+        (lambda: ExchangeTensor(np.ones((3, 2), np.float32), 1), ValueError, "device 1"),
+    ],
+)
+def test_described_tensors_that_are_refused(grad, error, fragment):
+    weight = fake()
+    opt = adamas.Adam([adamas.Parameter(weight)])
+    with pytest.raises(error, match=fragment):
+        opt((grad(),))
+    assert np.all(weight.host == 1)
 
 
 def fake(shape=(3, 2), dtype=np.float32, **options):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import adamas
-from emulation import FakeArray, FakeTensor, emulator, on_device
+from emulation import ExchangeTensor, FakeArray, FakeTensor, emulator, on_device
 from helpers import Falling, Rising, values
 from test_cuda import Twins, device, fake  # noqa: F401
 
@@ -78,6 +78,15 @@ def test_producers_on_other_streams_are_waited_for():
         assert operations[at + 1] == ("wait", operations[at][1], 112)
         assert at < min(k for k, (name, *_) in enumerate(operations) if name == "launch")
     assert launch_streams(operations) == {112}
+
+
+def test_the_stream_on_which_a_library_works(monkeypatch):
+    opt = optimizer_of(fake())
+    grad = ExchangeTensor(np.ones((3, 2), np.float32))
+    monkeypatch.setattr(ExchangeTensor, "current_stream", 80)
+    trace()
+    opt((grad,))
+    assert launch_streams(trace()) == {80}
 
 
 def test_dlpack_producers_are_told_a_stream():

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <utility>
 
+#include "bindings/dlpack.hpp"
+
 namespace py = pybind11;
 
 namespace adamas::bindings {
@@ -66,8 +68,8 @@ Shape::Shape(const py::ssize_t* lengths, py::ssize_t axes) : axes_(static_cast<i
   if (axes_ <= kInline) std::copy_n(lengths, axes_, inline_);
 }
 
-bool Shape::is(const std::vector<py::ssize_t>& shape) const {
-  return std::equal(shape.begin(), shape.end(), lengths(), lengths() + axes_);
+bool Shape::is(const py::ssize_t* shape, py::ssize_t axes) const {
+  return axes == axes_ && std::equal(shape, shape + axes, lengths());
 }
 
 std::int64_t Shape::row_length() const {
@@ -136,14 +138,6 @@ bool BoundParameter::accepts(DType gradient) const {
 }
 
 bool BoundParameter::view(py::handle grad, Gradient* gradient) const {
-  if (device_array_ != nullptr) {
-    if (!py::isinstance<DeviceArray>(grad)) return false;
-    const auto& array = grad.cast<const DeviceArray&>();
-    gradient->values = array.data();
-    gradient->dtype = array.dtype();
-    gradient->device = array.device();
-    return shape_.is(array.shape()) && array.is_float() && accepts(array.dtype());
-  }
   // Subclasses may mean something else by their memory (a masked array): gradient() looks at them.
   if (Py_TYPE(grad.ptr()) != Py_TYPE(array_.ptr())) return false;
   const auto* proxy = py::detail::array_proxy(grad.ptr());
@@ -151,6 +145,43 @@ bool BoundParameter::view(py::handle grad, Gradient* gradient) const {
                     find_dtype(grad, &gradient->dtype) && accepts(gradient->dtype);
   gradient->values = proxy->data;
   return fits;
+}
+
+namespace {
+
+// A stream that is not the default one, once.
+void add_stream(void* stream, std::vector<void*>* streams) {
+  if (stream == nullptr || std::find(streams->begin(), streams->end(), stream) != streams->end()) {
+    return;
+  }
+  streams->push_back(stream);
+}
+
+}  // namespace
+
+bool BoundParameter::view_on_device(py::handle grad, Gradient* gradient,
+                                    std::vector<void*>* streams) const {
+  gradient->device = device();
+  if (const DLExchange* exchange = DLExchange::of(Py_TYPE(grad.ptr()))) {
+    DLTensor tensor;
+    if (!exchange->describe(grad, &tensor) || !tensor.is_on_cuda() ||
+        tensor.device_id != device() || !tensor.is_contiguous() ||
+        !tensor.find_dtype(&gradient->dtype) || !accepts(gradient->dtype)) {
+      return false;
+    }
+    static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t));
+    gradient->values = tensor.first();
+    add_stream(exchange->current_stream(tensor), streams);
+    return shape_.is(reinterpret_cast<const py::ssize_t*>(tensor.shape), tensor.ndim);
+  }
+  if (!py::isinstance<DeviceArray>(grad)) return false;
+  const auto& array = grad.cast<const DeviceArray&>();
+  gradient->values = array.data();
+  gradient->dtype = array.dtype();
+  gradient->device = array.device();
+  add_stream(array.stream(), streams);
+  return shape_.is(array.shape().data(), static_cast<py::ssize_t>(array.shape().size())) &&
+         array.is_float() && accepts(array.dtype());
 }
 
 }  // namespace adamas::bindings

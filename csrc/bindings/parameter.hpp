@@ -35,7 +35,7 @@ class Shape {
 
   // Whether an array object has this shape.
   bool is_of(const pybind11::detail::PyArray_Proxy& array) const;
-  bool is(const std::vector<pybind11::ssize_t>& shape) const;
+  bool is(const pybind11::ssize_t* shape, pybind11::ssize_t axes) const;
 
   std::int64_t rows() const { return axes_ == 0 ? 1 : lengths()[0]; }
   std::vector<pybind11::ssize_t> to_vector() const { return {lengths(), lengths() + axes_}; }
@@ -64,6 +64,9 @@ class BoundParameter {
   // Views `grad` if it is an array of the parameter's shape and of a type that goes with the
   // parameter's, contiguous and aligned; false if it first needs to be converted.
   bool view(pybind11::handle grad, Gradient* gradient) const;
+
+  // The same for a parameter on a device; adds the stream on which the gradient is made.
+  bool view_on_device(pybind11::handle grad, Gradient* gradient, std::vector<void*>* streams) const;
 
   // Whether a gradient of this type needs no conversion.
   bool accepts(DType gradient) const;

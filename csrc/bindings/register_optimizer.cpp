@@ -89,7 +89,9 @@ class PyOptimizer {
       spec.device = bound.device();
       specs.push_back(spec);
       dense_only_.push_back(parameter.dense_only);
-      note_stream(parameter.array, streams);
+      if (bound.device() != kCpu) {
+        streams.push_back(parameter.array.cast<const DeviceArray&>().stream());
+      }
     }
     raise(Optimizer::create(config, {specs.data(), specs.size()}, &optimizer_,
                             {streams.data(), streams.size()}));
@@ -253,21 +255,24 @@ class PyOptimizer {
   void view(py::handle grad, std::size_t i, std::size_t total, Views& views,
             Gradient* gradient) const {
     const BoundParameter& parameter = parameters_.at(i);
-    if (parameter.view(grad, gradient)) return;
+    const auto fits = [&](py::handle array) {
+      return parameter.device() == kCpu ? parameter.view(array, gradient)
+                                        : parameter.view_on_device(array, gradient, &views.streams);
+    };
+    if (fits(grad)) return;
     const std::string label =
         "grads[" + std::to_string(i) + "] (for parameter '" + parameter.name() + "')";
     const py::object result = convert_(grad, parameter.array(), label);
     views.converted.push_back(result);
-    gradient->device = parameter.device();
-    if (parameter.device() != kCpu) note_stream(result, views.streams);
     if (PyTuple_Check(result.ptr())) {
       if (dense_only_[i]) {
         throw py::value_error(label + " must be dense: the parameter has grad_centralization");
       }
       if (views.rows.empty()) views.rows.reserve(total);
       gradient->rows = &views.rows.emplace_back();
+      if (parameter.device() != kCpu) return view_device_rows(result, parameter, views, gradient);
       view_rows(result, parameter, &views.rows.back(), gradient);
-    } else if (!parameter.view(result, gradient)) {
+    } else if (!fits(result)) {
       throw py::type_error(label + " could not be converted");
     }
   }
@@ -275,7 +280,6 @@ class PyOptimizer {
   // What convert_ returned is checked once more: it decides which memory is read.
   static void view_rows(py::handle pair, const BoundParameter& parameter, RowIndices* rows,
                         Gradient* gradient) {
-    if (parameter.device() != kCpu) return view_device_rows(pair, parameter, rows, gradient);
     const auto [indices, values] = pair.cast<std::pair<py::array, py::array>>();
     rows->data = indices.data();
     rows->count = indices.size();
@@ -289,14 +293,18 @@ class PyOptimizer {
     if (!fits) throw py::type_error("a sparse gradient could not be converted");
   }
 
-  static void view_device_rows(py::handle pair, const BoundParameter& parameter, RowIndices* rows,
+  static void view_device_rows(py::handle pair, const BoundParameter& parameter, Views& views,
                                Gradient* gradient) {
+    RowIndices* rows = &views.rows.back();
     const auto [indices, values] = pair.cast<std::pair<const DeviceArray*, const DeviceArray*>>();
     rows->data = indices->data();
     rows->count = indices->size();
     rows->is_int64 = indices->item_nbytes() == 8;
     gradient->values = values->data();
     gradient->dtype = values->dtype();
+    for (const DeviceArray* array : {indices, values}) {
+      if (array->stream() != nullptr) views.streams.push_back(array->stream());
+    }
     const bool fits = indices->is_index() && values->is_float() &&
                       indices->device() == parameter.device() &&
                       values->device() == parameter.device() &&
@@ -309,17 +317,6 @@ class PyOptimizer {
     void* const named = views.streams.empty() ? nullptr : views.streams.front();
     return {stream ? reinterpret_cast<void*>(*stream) : named,
             {views.streams.data(), views.streams.size()}};
-  }
-
-  // The streams that producers name, each once.
-  static void note_stream(py::handle converted, std::vector<void*>& streams) {
-    if (PyTuple_Check(converted.ptr())) {
-      for (const py::handle part : converted.cast<py::tuple>()) note_stream(part, streams);
-    } else if (py::isinstance<DeviceArray>(converted)) {
-      void* const stream = converted.cast<const DeviceArray&>().stream();
-      const bool known = std::find(streams.begin(), streams.end(), stream) != streams.end();
-      if (stream != nullptr && !known) streams.push_back(stream);
-    }
   }
 
   // Names the parameter that a status speaks of.
