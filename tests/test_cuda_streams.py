@@ -297,6 +297,23 @@ def test_replays_have_the_bits_of_calls(numerics, options, identity):
         twins.check(identity)
 
 
+def test_a_capture_is_found_by_the_stream_of_a_library(monkeypatch):
+    weight, other = np.ones((3, 2), np.float32), np.ones((3, 2), np.float32)
+    opt = optimizer_of(FakeArray(weight), capturable=True, weight_decay=Rising())
+    cpu = optimizer_of(other, weight_decay=Rising())
+    grad = ExchangeTensor(np.ones((3, 2), np.float32))
+    monkeypatch.setattr(ExchangeTensor, "current_stream", 80)
+    opt((grad,))
+    cpu((grad.host,))
+    with Graph(80) as graph:
+        opt((grad,))
+    for _ in range(2):
+        cpu((grad.host,))
+        opt.refresh_rates(stream=80)
+        graph.replay()
+        assert np.array_equal(weight, other)
+
+
 def test_what_can_not_be_captured():
     plain = optimizer_of(fake())
     plain((fake(),), stream=16)

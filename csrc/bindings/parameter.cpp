@@ -5,6 +5,7 @@
 #include <atomic>
 #include <utility>
 
+#include "adamas/system.hpp"
 #include "bindings/dlpack.hpp"
 
 namespace py = pybind11;
@@ -159,6 +160,51 @@ void add_stream(void* stream, std::vector<void*>* streams) {
 
 }  // namespace
 
+// The commonest case of what device_arrays.py does with __cuda_array_interface__; the others, and
+// all errors, are left to it.
+bool BoundParameter::view_interface(py::handle grad, Gradient* gradient,
+                                    std::vector<void*>* streams) const {
+  static PyObject* const kName = PyUnicode_InternFromString("__cuda_array_interface__");
+  const auto interface = py::reinterpret_steal<py::object>(PyObject_GetAttr(grad.ptr(), kName));
+  if (!interface || !PyDict_Check(interface.ptr())) {
+    PyErr_Clear();
+    return false;
+  }
+  const auto item = [&](const char* key) { return PyDict_GetItemString(interface.ptr(), key); };
+  const auto is_none = [](PyObject* value) { return value == nullptr || value == Py_None; };
+  PyObject* const data = item("data");
+  PyObject* const shape = item("shape");
+  PyObject* const type = item("typestr");
+  if (data == nullptr || !PyTuple_Check(data) || PyTuple_GET_SIZE(data) != 2 || shape == nullptr ||
+      !PyTuple_Check(shape) || type == nullptr || !PyUnicode_Check(type) ||
+      !is_none(item("strides")) || !is_none(item("mask"))) {
+    return false;
+  }
+  constexpr std::pair<const char*, DType> kTypestrs[] = {
+      {"<f4", DType::float32}, {"<f2", DType::float16}, {"<f8", DType::float64}};
+  const auto* known = std::find_if(
+      std::begin(kTypestrs), std::end(kTypestrs),
+      [&](const auto& one) { return PyUnicode_CompareWithASCIIString(type, one.first) == 0; });
+  if (known == std::end(kTypestrs) || !accepts(known->second)) return false;
+  std::vector<py::ssize_t> lengths;
+  for (py::ssize_t axis = 0; axis < PyTuple_GET_SIZE(shape); ++axis) {
+    lengths.push_back(PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, axis)));
+  }
+  gradient->values = PyLong_AsVoidPtr(PyTuple_GET_ITEM(data, 0));
+  gradient->dtype = known->second;
+  PyObject* const stream = item("stream");
+  if (!is_none(stream)) add_stream(PyLong_AsVoidPtr(stream), streams);
+  if (PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  if (gradient->values != device_checked_) {
+    if (device_of(gradient->values) != device()) return false;
+    device_checked_ = gradient->values;
+  }
+  return shape_.is(lengths.data(), static_cast<py::ssize_t>(lengths.size()));
+}
+
 bool BoundParameter::view_on_device(py::handle grad, Gradient* gradient,
                                     std::vector<void*>* streams) const {
   gradient->device = device();
@@ -174,7 +220,7 @@ bool BoundParameter::view_on_device(py::handle grad, Gradient* gradient,
     add_stream(exchange->current_stream(tensor), streams);
     return shape_.is(reinterpret_cast<const py::ssize_t*>(tensor.shape), tensor.ndim);
   }
-  if (!py::isinstance<DeviceArray>(grad)) return false;
+  if (!py::isinstance<DeviceArray>(grad)) return view_interface(grad, gradient, streams);
   const auto& array = grad.cast<const DeviceArray&>();
   gradient->values = array.data();
   gradient->dtype = array.dtype();

@@ -84,6 +84,7 @@ class BoundParameter {
  private:
   BoundParameter(const pybind11::array& array, std::string name);
   BoundParameter(const DeviceArray& array, pybind11::object object, std::string name);
+  bool view_interface(pybind11::handle grad, Gradient* gradient, std::vector<void*>* streams) const;
 
   pybind11::object array_;
   const DeviceArray* device_array_ = nullptr;  // null: a NumPy array
@@ -92,6 +93,7 @@ class BoundParameter {
   Shape shape_;
   std::int64_t count_;
   void* data_;
+  mutable const void* device_checked_ = nullptr;  // the last gradient's memory, if on our device
 };
 
 }  // namespace adamas::bindings

@@ -153,8 +153,18 @@ class PyOptimizer {
         [&] { return optimizer_->set_rates(span(rates), reinterpret_cast<void*>(stream)); }));
   }
 
-  bool is_capturing(std::uintptr_t stream) const {
-    return optimizer_->is_capturing(reinterpret_cast<void*>(stream));
+  // Whether the stream that a step with these gradients would be queued on is being captured.
+  bool is_capturing(py::handle grads, std::optional<std::uintptr_t> stream) const {
+    if (stream) return optimizer_->is_capturing(reinterpret_cast<void*>(*stream));
+    Views views;
+    const py::tuple list = as_tuple(grads);
+    for (std::size_t i = 0; i < std::min(list.size(), parameters_.size()); ++i) {
+      Gradient gradient;
+      const py::handle grad = PyTuple_GET_ITEM(list.ptr(), static_cast<py::ssize_t>(i));
+      parameters_[i].view_on_device(grad, &gradient, &views.streams);
+      if (!views.streams.empty()) break;
+    }
+    return optimizer_->is_capturing(queueing(stream, views).stream);
   }
 
   void set_loss_scale(double loss_scale) {
@@ -400,7 +410,7 @@ void register_optimizer(py::module_& module) {
       .def("write_device", [](PyOptimizer& self, const DeviceArray& array,
                               const py::array& host) { self.write_device(array.data(), host); })
       .def("set_rates", &PyOptimizer::set_rates, py::arg("rates"), py::arg("stream"))
-      .def("is_capturing", &PyOptimizer::is_capturing, py::arg("stream"))
+      .def("is_capturing", &PyOptimizer::is_capturing, py::arg("grads"), py::arg("stream"))
       .def("end_step", &PyOptimizer::end_step)
       .def("cancel_step", &PyOptimizer::cancel_step)
       .def_property(

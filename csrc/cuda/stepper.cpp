@@ -21,6 +21,9 @@ constexpr const char* kScalars =
     "a learning rate or weight decay is too large for the arithmetic, or the factor of the "
     "gradients too small";
 
+static_assert(kSumTile == core::kTile && kSumBlock == core::kBlock);
+static_assert(kMaxScaleBlock == cpu::kLargestScaleBlock);
+
 Status bad(const char* what) { return {StatusCode::invalid_argument, what}; }
 
 Status status_of(Refusal refusal) {

@@ -143,7 +143,7 @@ class Optimizer:
         not made, and a later call says so instead of being made itself.
         """
         number = None if stream is None else self._stream_number(stream)
-        if self._config.capturable and self._native.is_capturing(number or 0):
+        if self._config.capturable and self._native.is_capturing(grads, number):
             self._native.step(grads, self._rates_of_capture, number)
         elif self._is_locking:
             with self._lock:
