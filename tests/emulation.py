@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from adamas import _core
+from helpers import Arena
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -195,7 +196,40 @@ class ExchangeTensor(FakeTensor):
         }
 
 
-def on_device(array):
-    """Return an array as one on the emulated device, in the form that knows its type."""
+# Whether tests that compare with the CPU use the GPU of this machine, by torch, instead.
+IS_REAL = os.environ.get("ADAMAS_TEST_CUDA") == "real"
+
+
+def on_device(array, offset=0):
+    """Return a copy of an array on the device, ``offset`` bytes behind an aligned address."""
     array = np.asarray(array)
-    return FakeTensor(array) if array.dtype.name == "bfloat16" else FakeArray(array)
+    if IS_REAL:
+        return on_gpu(array, offset)
+    (view,) = Arena([array], offset).views
+    return FakeTensor(view) if array.dtype.name == "bfloat16" else FakeArray(view)
+
+
+def on_gpu(array, offset=0):
+    """Return a copy as a torch tensor on the GPU."""
+    import torch
+
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    buffer = torch.zeros(raw.size + offset, dtype=torch.uint8, device="cuda")
+    buffer[offset:].copy_(torch.from_numpy(raw.copy()))
+    dtype = getattr(torch, array.dtype.name)
+    return buffer[offset:].view(dtype).reshape(array.shape)
+
+
+def to_host(array):
+    """Return an array on the device, or state there, as one of NumPy."""
+    if hasattr(array, "host"):
+        return array.host
+    if not hasattr(array, "data_ptr"):
+        return array.numpy() if hasattr(array, "numpy") else np.asarray(array)
+    import torch
+
+    if array.dtype != torch.bfloat16:
+        return array.cpu().numpy()
+    from ml_dtypes import bfloat16
+
+    return array.view(torch.int16).cpu().numpy().view(bfloat16)

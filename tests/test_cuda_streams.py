@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import adamas
-from emulation import ExchangeTensor, FakeArray, FakeTensor, emulator, on_device
+from emulation import IS_REAL, ExchangeTensor, FakeArray, FakeTensor, emulator, on_device
 from helpers import Falling, Rising, values
 from test_cuda import Twins, device, fake  # noqa: F401
 
-DENSE, STORE = 2, 0  # of the enumeration Kernel
+pytestmark = pytest.mark.skipif(IS_REAL, reason="needs the emulated device")
 
 
 def trace():
