@@ -91,8 +91,15 @@ def test_the_stream_on_which_a_library_works(monkeypatch):
 
 def test_dlpack_producers_are_told_a_stream():
     grad = FakeTensor(np.ones((3, 2), np.float32))
-    optimizer_of(fake())((grad,))
+    opt = optimizer_of(fake())
+    trace()
+    opt((grad,))
     assert grad.streams == [1]  # DLPack's name of the default stream
+    assert launch_streams(trace()) == {1}
+    opt((grad,), stream=16)
+    operations = trace()
+    assert launch_streams(operations) == {16}
+    assert any(name == "record" and rest[1] == 1 for name, *rest in operations)
 
 
 def test_a_step_on_another_stream_comes_after_the_last():

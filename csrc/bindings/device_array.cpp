@@ -31,6 +31,9 @@ struct DLManagedTensorVersioned {
 
 constexpr std::uint64_t kReadOnly = 1;
 
+// What producers were told to make wait: cudaStreamLegacy, DLPack's 1.
+constexpr std::uintptr_t kLegacyStream = 1;
+
 py::dtype type_of(const DLTensor& tensor) {
   const std::string bits = std::to_string(tensor.bits);
   if (tensor.lanes == 1 && tensor.code == kDLInt) return py::dtype("int" + bits);
@@ -118,6 +121,7 @@ DeviceArray DeviceArray::from_dlpack(py::object capsule, py::object owner) {
   const std::vector<py::ssize_t> shape(tensor->shape, tensor->shape + tensor->ndim);
   DeviceArray array(tensor->first(), shape, type_of(*tensor), tensor->device_id, std::move(owner));
   array.is_readonly_ = readonly;
+  array.set_stream(kLegacyStream);
   array.owner_ = py::make_tuple(array.owner_, holder);
   return array;
 }
