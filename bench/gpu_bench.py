@@ -206,6 +206,45 @@ def bench_submission() -> list[Row]:
     return rows
 
 
+def wall_ms(step: Step, repeats: int) -> float:
+    """Return the median time of a step on the host's clock, the device's work included."""
+    times = []
+    for _ in range(repeats + 2):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) * 1e3)
+    return float(np.median(times[2:]))
+
+
+def bench_offload() -> list[Row]:
+    """Steps with the state on the host; the limit is the slowest of what it does at once."""
+    shapes = workloads.CONFIGS["gpt2"].shapes
+    params, grads = tensors(shapes), tensors(shapes)
+    on_host = [torch.zeros(p.shape).pin_memory() for p in params]
+
+    def down() -> None:
+        for source in (params, grads):
+            for there, here in zip(source, on_host, strict=True):
+                here.copy_(there, non_blocking=True)
+
+    def up() -> None:
+        for there, here in zip(params, on_host, strict=True):
+            there.copy_(here, non_blocking=True)
+
+    arrays = [host.numpy() for host in on_host]
+    update = adamas.Adam([adamas.Parameter(a) for a in arrays], 1e-3)
+    zeros = tuple(np.full_like(a, 1e-3) for a in arrays)
+    stages = {"down": down, "up": up, "update": lambda: update(zeros)}
+    times = {name: wall_ms(stage, 10) for name, stage in stages.items()}
+    limit = max(times.values())
+    slowest = max(times, key=lambda name: times[name])
+    ms = wall_ms(adamas_step(params, grads, use_offload=True), 10)
+    name = f"gpt2 offload ({slowest})"
+    return [{"workload": name, "who": "adamas", "ms": ms, "limit_ms": limit}]
+
+
 def table_of(rows: list[Row]) -> str:
     """Lay the results out as text."""
     ours = {row["workload"]: row["ms"] for row in rows if row["who"] == "adamas"}
@@ -249,6 +288,7 @@ def main() -> None:
         lambda: bench_table("65536 Zipf rows", workloads.CONFIGS["zipf65536"]),
         lambda: bench_moments(bandwidth),
         bench_submission,
+        bench_offload,
     ]
     rows: list[Row] = []
     for job in jobs:

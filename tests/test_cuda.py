@@ -6,6 +6,8 @@ here: index arithmetic, tables, alignment, order of sums and decisions are what 
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,7 @@ def device():
     library = emulator()
     before = library.adamas_emulated_allocations()
     yield library
+    gc.collect()
     assert library.adamas_emulated_allocations() == before  # nothing leaks
 
 

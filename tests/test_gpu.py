@@ -173,6 +173,25 @@ def test_more_elements_than_2_to_the_31():
     assert float(parameter.max()) == -0.5
 
 
+def test_offload():
+    arrays = [normal(k, 100_000 + k) for k in range(10)]
+    parameters = [tensor(a) for a in arrays]
+    opt = adamas.Adam([adamas.Parameter(p) for p in parameters], 0.01, use_offload=True)
+    cpu = adamas.Adam([adamas.Parameter(a) for a in arrays], 0.01)
+    for k in range(3):
+        grads = [normal(10 * k + i, a.size) for i, a in enumerate(arrays)]
+        opt([tensor(g) for g in grads])
+        cpu(grads)
+    check(parameters, arrays)
+    opt.begin_step()
+    for parameter, array in zip(opt.parameters, arrays, strict=True):
+        opt.submit(parameter, tensor(array))
+    opt.end_step()
+    cpu([a.copy() for a in arrays])
+    torch.cuda.synchronize()
+    check(parameters, arrays)
+
+
 def test_a_moved_parameter_is_refused():
     parameter = torch.nn.Parameter(torch.ones(5, device="cuda"))
     opt = adamas.Adam([adamas.Parameter(parameter)], 0.5)

@@ -189,7 +189,7 @@ class PyOptimizer {
       if (format_ != StateFormat::real) return decoded(kind, i, shape);
     }
     void* data = optimizer_->state(kind, i);
-    if (data != nullptr && parameter.device() != kCpu) {
+    if (data != nullptr && optimizer_->device() != kCpu) {
       return py::cast(DeviceArray(data, shape, dtype, parameter.device(), self));
     }
     if (data != nullptr) return py::array(dtype, shape, data, self);
@@ -214,7 +214,7 @@ class PyOptimizer {
     const std::int64_t count =
         is_moment ? parameter.count() : (parameter.count() + block - 1) / block;
     void* data = optimizer_->state(kind, i);
-    if (data != nullptr && parameter.device() != kCpu) {
+    if (data != nullptr && optimizer_->device() != kCpu) {
       py::array copy(dtype, count);
       read_device(data, copy);
       return copy;
@@ -396,7 +396,8 @@ void register_optimizer(py::module_& module) {
       .def_readwrite("skip_nonfinite", &AdamConfig::skip_nonfinite)
       .def_readwrite("max_grad_norm", &AdamConfig::max_grad_norm)
       .def_readwrite("num_threads", &AdamConfig::num_threads)
-      .def_readwrite("capturable", &AdamConfig::capturable);
+      .def_readwrite("capturable", &AdamConfig::capturable)
+      .def_readwrite("use_offload", &AdamConfig::use_offload);
   py::class_<PyOptimizer>(module, "Optimizer")
       .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, py::function>(),
            py::arg("parameters"), py::arg("config"), py::arg("convert"))

@@ -17,6 +17,7 @@
 #include "core/storage.hpp"
 #include "cpu/float_environment.hpp"
 #include "cpu/isa.hpp"
+#include "cuda/offload.hpp"
 #include "cuda/stepper.hpp"
 #include "rules/fold.hpp"
 
@@ -107,7 +108,12 @@ struct Optimizer::Impl {
                           const Queueing& queueing) noexcept;
   cuda::Control outcome() const noexcept;
   bool device_decides() const { return device_stepper != nullptr && device_stepper->decides(); }
-  Status open_device(Span<const ParameterSpec> parameters);
+  Status open_device(Span<const ParameterSpec> parameters, std::vector<ParameterSpec>* copies);
+  Status step_offloaded(Span<const Gradient> grads, Span<const Rates> rates,
+                        const Queueing& queueing) noexcept;
+  Status update_offloaded(Span<const Gradient> grads, Span<const Rates> rates) noexcept;
+  Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept;
+  bool streams(Span<const Gradient> grads) const noexcept;
   Status clip(const cpu::Measure& measure, Span<const Rates> rates) noexcept;
   void decode(const core::Tensor& tensor, StateKind kind, float* values) const noexcept;
   Status decode_on_host(const core::Tensor& tensor, StateKind kind, float* values) const noexcept;
@@ -116,6 +122,8 @@ struct Optimizer::Impl {
   AdamConfig config;
   // First, so that it goes last: it owns the state on the device.  Null: the CPU.
   std::unique_ptr<cuda::Stepper> device_stepper;
+  // Parameters on a device that are updated on the host; owns the copies.  Null: none are.
+  std::unique_ptr<cuda::Offload> offload;
   core::Storage storage;
   core::Stepper stepper;
   core::ParameterLocks locks;
@@ -142,14 +150,21 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
     rates_count = std::max(rates_count, static_cast<std::size_t>(parameters[i].rates) + 1);
   }
   if (Status status = check_format(parameters); !status.ok()) return status;
-  if (Status status = open_device(parameters); !status.ok()) return status;
+  std::vector<ParameterSpec> copies;
+  if (Status status = open_device(parameters, &copies); !status.ok()) return status;
   core::Storage::Allocate allocate;
   if (device_stepper) {
     allocate = [this](std::size_t nbytes) { return device_stepper->allocate_state(nbytes); };
   }
-  if (Status status = storage.prepare(config, parameters, allocate); !status.ok()) return status;
+  const Span<const ParameterSpec> placed =
+      offload ? Span<const ParameterSpec>{copies.data(), copies.size()} : parameters;
+  if (Status status = storage.prepare(config, placed, allocate); !status.ok()) return status;
   if (Status status = check_scales(); !status.ok()) return status;
-  if (config.use_locking) locks.prepare(storage.tensors());
+  if (config.use_locking) {
+    std::vector<core::Tensor> tensors = storage.tensors();
+    for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i].spec.data = parameters[i].data;
+    locks.prepare(tensors);
+  }
   applied.resize(parameters.size);
   if (device_stepper) return device_stepper->prepare(config, storage, rates_count, after);
   stepper.prepare(config, storage, rates_count);
@@ -157,14 +172,18 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
   return {};
 }
 
-Status Optimizer::Impl::open_device(Span<const ParameterSpec> parameters) {
+Status Optimizer::Impl::open_device(Span<const ParameterSpec> parameters,
+                                    std::vector<ParameterSpec>* copies) {
   const std::int32_t device = parameters.size == 0 ? kCpu : parameters[0].device;
   for (std::size_t i = 0; i < parameters.size; ++i) {
     if (parameters[i].device == device) continue;
     return bad("all parameters of an optimizer must be on one device; make one for each device",
                static_cast<std::int64_t>(i));
   }
-  return device == kCpu ? Status{} : cuda::Stepper::open(device, &device_stepper);
+  if (device == kCpu) return {};
+  if (!config.use_offload) return cuda::Stepper::open(device, &device_stepper);
+  if (config.capturable) return bad("capturable and use_offload exclude each other");
+  return cuda::Offload::open(parameters, &offload, copies);
 }
 
 Status Optimizer::Impl::check_format(Span<const ParameterSpec> parameters) const {
@@ -344,6 +363,60 @@ Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates
   return {};
 }
 
+// Whether the update of a parameter depends on its own gradient alone, and nothing in it can fail.
+bool Optimizer::Impl::streams(Span<const Gradient> grads) const noexcept {
+  return !measures() && std::all_of(grads.begin(), grads.end(),
+                                    [](const Gradient& grad) { return grad.rows == nullptr; });
+}
+
+// What step() does for parameters on the CPU, with the copies of parameters and gradients.
+Status Optimizer::Impl::step_offloaded(Span<const Gradient> grads, Span<const Rates> rates,
+                                       const Queueing& queueing) noexcept {
+  if (Status status = offload->check_usable(); !status.ok()) return status;
+  if (grads.size != storage.tensors().size()) {
+    return bad("there must be one gradient for each parameter");
+  }
+  if (Status status = offload->place(0, grads); !status.ok()) return status;
+  const Span<const Gradient> copies{offload->grads(), grads.size};
+  if (Status status = check_closed(); !status.ok()) return status;
+  if (Status status = check_grads({0, grads.size, copies.data}); !status.ok()) return status;
+  if (Status status = offload->fetch(queueing); !status.ok()) return status;
+  if (streams(grads)) {
+    if (Status status = update_offloaded(copies, rates); !status.ok()) return status;
+  } else {
+    for (std::size_t i = 0; i < grads.size; ++i) {
+      if (Status status = offload->wait(i); !status.ok()) return status;
+    }
+    if (Status status = step(copies, rates, {}); !status.ok()) return status;
+    for (std::size_t i = 0; i < grads.size; ++i) {
+      if (Status status = offload->send(i); !status.ok()) return offload->close(), status;
+    }
+  }
+  const Status status = offload->finish(queueing.stream, config.use_locking);
+  if (!status.ok()) offload->close();
+  return status;
+}
+
+// One parameter after the other, while the copies of others are under way.
+Status Optimizer::Impl::update_offloaded(Span<const Gradient> grads,
+                                         Span<const Rates> rates) noexcept {
+  if (Status status = check(rates, rates_count); !status.ok()) return status;
+  const cpu::FloatEnvironment pinned;
+  if (Status status = fold(rates, 1.0 / config.loss_scale); !status.ok()) return status;
+  for (std::size_t i = 0; i < grads.size; ++i) {
+    Status status = offload->wait(i);
+    if (status.ok()) status = stepper.merge({i, i + 1, &grads[i]}, false);
+    if (status.ok()) {
+      stepper.update();
+      status = offload->send(i);
+    }
+    if (!status.ok()) return offload->close(), status;
+  }
+  last_step_skipped.store(false);
+  global_step.fetch_add(1);
+  return {};
+}
+
 Status Optimizer::create(const AdamConfig& config, Span<const ParameterSpec> parameters,
                          std::unique_ptr<Optimizer>* optimizer, Span<void* const> after) noexcept {
   try {
@@ -364,6 +437,7 @@ Status Optimizer::step(Span<const Gradient> grads, Span<const Rates> rates,
                        const Queueing& queueing) noexcept {
   const std::lock_guard<std::mutex> lock(impl_->mutex);
   const core::ParameterLocks::Guard guard(impl_->locks.all());
+  if (impl_->offload) return impl_->step_offloaded(grads, rates, queueing);
   return impl_->step(grads, rates, queueing);
 }
 
@@ -395,20 +469,35 @@ Status Optimizer::apply(std::size_t i, const Gradient& grad, const Queueing& que
   if (impl.applied[i] != 0) {
     return {StatusCode::bad_state, "a parameter was applied already in this step", index};
   }
+  if (!impl.offload) return impl.apply(i, grad, queueing);
+  if (Status status = impl.offload->check_usable(); !status.ok()) return status;
+  if (Status status = impl.offload->place(i, {&grad, 1}); !status.ok()) return status;
+  if (Status status = impl.offload->fetch(queueing); !status.ok()) return status;
+  if (Status status = impl.offload->wait(i); !status.ok()) return status;
+  if (Status status = impl.apply(i, *impl.offload->grads(), {}); !status.ok()) return status;
+  Status status = impl.offload->send(i);
+  if (status.ok()) status = impl.offload->finish(queueing.stream, impl.config.use_locking);
+  if (!status.ok()) impl.offload->close();
+  return status;
+}
+
+Status Optimizer::Impl::apply(std::size_t i, const Gradient& grad,
+                              const Queueing& queueing) noexcept {
   const core::Selection selection{i, i + 1, &grad};
-  if (Status status = impl.check_grads(selection); !status.ok()) return status;
+  if (Status status = check_grads(selection); !status.ok()) return status;
   static const std::vector<core::RangeLock*> kNoLocks;
-  const auto& taken = impl.config.use_locking ? impl.locks.of(i) : kNoLocks;
+  const auto& taken = config.use_locking ? locks.of(i) : kNoLocks;
   const core::ParameterLocks::Guard guard(taken);
   const cpu::FloatEnvironment pinned;
-  if (impl.device_stepper) {
-    if (Status status = impl.device_stepper->update(selection, {queueing, taken}); !status.ok())
+  if (device_stepper) {
+    if (Status status = device_stepper->update(selection, {queueing, taken}); !status.ok()) {
       return status;
+    }
   } else {
-    if (Status status = impl.stepper.merge(selection, false); !status.ok()) return status;
-    impl.stepper.update();
+    if (Status status = stepper.merge(selection, false); !status.ok()) return status;
+    stepper.update();
   }
-  impl.applied[i] = 1;
+  applied[i] = 1;
   return {};
 }
 

@@ -107,6 +107,7 @@ class AdamConfig:
     max_grad_norm: float
     num_threads: int
     capturable: bool
+    use_offload: bool
     def __init__(self) -> None: ...
 
 class Optimizer:

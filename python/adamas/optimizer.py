@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -39,7 +40,9 @@ class Optimizer:
             threading.Lock() if config.use_locking else nullcontext()
         )
         self._is_on_device = any(option.parameter.is_on_device for option in self._options)
-        self._target = "GPU" if self._is_on_device else "CPU"
+        self._target = "GPU" if self._is_on_device and not use_offload else "CPU"
+        self._worker: ThreadPoolExecutor | None = None
+        self._submitted: list[Future[None]] = []
         if config.capturable and not self._is_on_device:
             raise ValueError("capturable must be False for parameters in CPU memory")
         self._unique = True
@@ -225,8 +228,37 @@ class Optimizer:
         number = None if stream is None else self._stream_number(stream)
         self._native.apply(self._position(param), grad, number)
 
+    def submit(self, param: Parameter, grad: Any, *, stream: Any = None) -> None:
+        """Start to update one parameter of the open step, and return; `end_step` waits for it.
+
+        With ``use_offload`` the update runs in another thread, beside the rest of the backward
+        pass: the gradient must stay as it is until then. Otherwise this is `apply`.
+
+        Parameters
+        ----------
+        param, grad, stream
+            As in `apply`. What is wrong with them `end_step` raises.
+        """
+        if not self._config.use_offload:
+            self.apply(param, grad, stream=stream)
+            return
+        position = self._position(param)
+        number = None if stream is None else self._stream_number(stream)
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="adamas")
+        self._submitted.append(self._worker.submit(self._native.apply, position, grad, number))
+
+    def _finish_submitted(self) -> None:
+        """Wait for all that was submitted; raise the first error."""
+        submitted, self._submitted = self._submitted, []
+        wait(submitted)
+        for update in submitted:
+            update.result()
+
     def end_step(self) -> None:
         """Close the step; raises RuntimeError, and leaves it open, if a parameter is missing."""
+        if self._submitted:
+            self._finish_submitted()
         self._native.end_step()
 
     def cancel_step(self) -> None:
@@ -234,6 +266,8 @@ class Optimizer:
 
         Parameters that were applied keep their update; RuntimeError if no step is open.
         """
+        submitted, self._submitted = self._submitted, []
+        wait(submitted)
         self._native.cancel_step()
 
     @property
@@ -327,10 +361,10 @@ class Optimizer:
     @target.setter
     def target(self, value: str) -> None:
         target = validation.choice("target", value, ("CPU", "GPU"))
-        possible = "GPU" if self._is_on_device else "CPU"
-        if target != possible:
+        if target != self._target:
             raise ValueError(
-                f"target must be {possible!r} for parameters in {possible} memory, got {target!r}"
+                f"target must be {self._target!r}, which is where this optimizer's state is, got "
+                f"{target!r} (use_offload=True puts it on the CPU)"
             )
         self._target = target
 

@@ -113,7 +113,7 @@ class Optimizer {
   // Whether the stream is being captured in a graph.
   bool is_capturing(void* stream) const noexcept;
 
-  // Where the parameters are.
+  // Where the state is.
   std::int32_t device() const noexcept;
 
   // Copy between the device and the host, after all steps so far; wait until it is done.
