@@ -4,13 +4,14 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "adamas/optimizer.hpp"
-#include "bindings/parameter.hpp"
+#include "bindings/gradients.hpp"
 #include "bindings/register.hpp"
 
 namespace py = pybind11;
@@ -56,25 +57,38 @@ struct PyParameter {
   bool dense_only;
 };
 
-// The gradients of one call, and what keeps their memory.
-struct Views {
-  std::vector<Gradient> grads;
-  std::vector<RowIndices> rows;       // as many as there is room for: grads point into it
-  std::vector<py::object> converted;  // kept alive until the step is done
+// The scratch memory of a call, kept for the next.  A call beside another gets memory of its own.
+class ViewsLease {
+ public:
+  explicit ViewsLease(std::atomic<Views*>& idle) : idle_(idle), views_(idle.exchange(nullptr)) {
+    if (!views_) views_ = std::make_unique<Views>();
+  }
+  ~ViewsLease() {
+    views_->converted.clear();
+    views_->rows.clear();
+    delete idle_.exchange(views_.release());
+  }
+  ViewsLease(const ViewsLease&) = delete;
+  ViewsLease& operator=(const ViewsLease&) = delete;
+
+  Views& operator*() const { return *views_; }
+  Span<const Gradient> grads() const { return {views_->grads.data(), views_->grads.size()}; }
+
+ private:
+  std::atomic<Views*>& idle_;
+  std::unique_ptr<Views> views_;
 };
 
 class PyOptimizer {
-  static constexpr std::size_t kAhead = 8;  // arrays between a prefetch and its use
-
  public:
-  // `convert(grad, array, label)` returns an array like the parameter's, or for sparse rows a tuple
-  // of indices and values, or raises.
+  // `convert` is that of GradientReader.
   PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
               py::function convert)
-      : format_(config.state_format), convert_(std::move(convert)) {
+      : format_(config.state_format), reader_(std::move(convert)) {
     std::vector<ParameterSpec> specs;
     for (const PyParameter& parameter : parameters) {
-      const BoundParameter& bound = parameters_.emplace_back(parameter.array, parameter.name);
+      const BoundParameter& bound =
+          reader_.add(parameter.array, parameter.name, parameter.dense_only);
       ParameterSpec spec;
       spec.data = bound.data();
       spec.count = bound.count();
@@ -83,37 +97,21 @@ class PyOptimizer {
       spec.rows = bound.rows();
       spec.centralize = parameter.centralize;
       specs.push_back(spec);
-      dense_only_.push_back(parameter.dense_only);
     }
     raise(Optimizer::create(config, {specs.data(), specs.size()}, &optimizer_));
   }
+  ~PyOptimizer() { delete idle_views_.load(); }
 
   void step(py::handle grads, const RatesTable& rates) {
     const py::tuple list = as_tuple(grads);
-    if (list.size() != parameters_.size()) {
+    if (list.size() != reader_.size()) {
       throw py::value_error("grads must hold one gradient for each of the " +
-                            std::to_string(parameters_.size()) + " parameters, got " +
+                            std::to_string(reader_.size()) + " parameters, got " +
                             std::to_string(list.size()));
     }
-    Views views;
-    views.grads.resize(list.size());
-    const auto grad = [&](std::size_t i) {
-      return py::handle(PyTuple_GET_ITEM(list.ptr(), static_cast<py::ssize_t>(i)));
-    };
-    const std::size_t count = list.size();
-    for (std::size_t i = 0; i < count; ++i) {
-      if (i + 2 * kAhead < count) prefetch_head(grad(i + 2 * kAhead));
-      if (i + kAhead < count) prefetch_shape(grad(i + kAhead));
-      view(grad(i), i, count, views, &views.grads[i]);
-    }
-    // After all conversions, which run foreign code.
-    for (std::size_t i = 0; i < count; ++i) {
-      if (i + 2 * kAhead < count) prefetch_head(parameters_[i + 2 * kAhead].array());
-      if (i + kAhead < count) prefetch_shape(parameters_[i + kAhead].array());
-      parameters_[i].check_unchanged();
-    }
-    raise(without_gil(
-        [&] { return optimizer_->step({views.grads.data(), views.grads.size()}, span(rates)); }));
+    const ViewsLease views(idle_views_);
+    reader_.read(list, optimizer_->num_threads(), *views);
+    raise(without_gil([&] { return optimizer_->step(views.grads(), span(rates)); }));
   }
 
   void begin_step(const RatesTable& rates) {
@@ -121,11 +119,9 @@ class PyOptimizer {
   }
 
   void apply(std::size_t i, py::handle grad) {
-    Views views;
-    Gradient gradient;
-    view(grad, i, 1, views, &gradient);
-    parameters_.at(i).check_unchanged();
-    raise(without_gil([&] { return optimizer_->apply(i, gradient); }));
+    const ViewsLease views(idle_views_);
+    reader_.read(i, grad, *views);
+    raise(without_gil([&] { return optimizer_->apply(i, views.grads()[0]); }));
   }
 
   void end_step() {
@@ -146,7 +142,7 @@ class PyOptimizer {
 
   // The state of parameter i as an array that keeps this object alive, or None.
   py::object state(StateKind kind, std::size_t i, const py::object& self) const {
-    const BoundParameter& parameter = parameters_.at(i);
+    const BoundParameter& parameter = reader_.parameter(i);
     const py::array& array = parameter.array();
     std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
     py::dtype dtype = real_type(parameter.dtype()) == DType::float64 ? py::dtype::of<double>()
@@ -168,7 +164,7 @@ class PyOptimizer {
 
   // The memory of a moment or of its scales in its stored format, as unsigned integers.
   py::array stored(StateKind kind, std::size_t i, const py::object& self) const {
-    const BoundParameter& parameter = parameters_.at(i);
+    const BoundParameter& parameter = reader_.parameter(i);
     const std::int64_t block = optimizer_->scale_block(i);
     const bool is_moment = kind == StateKind::moment1 || kind == StateKind::moment2;
     const bool is_scale = kind == StateKind::scale1 || kind == StateKind::scale2;
@@ -211,54 +207,16 @@ class PyOptimizer {
         std::string(Py_TYPE(grads.ptr())->tp_name));
   }
 
-  // Views gradient i of `total`, converting it if need be.
-  void view(py::handle grad, std::size_t i, std::size_t total, Views& views,
-            Gradient* gradient) const {
-    const BoundParameter& parameter = parameters_.at(i);
-    if (parameter.view(grad, gradient)) return;
-    const std::string label =
-        "grads[" + std::to_string(i) + "] (for parameter '" + parameter.name() + "')";
-    const py::object result = convert_(grad, parameter.array(), label);
-    views.converted.push_back(result);
-    if (PyTuple_Check(result.ptr())) {
-      if (dense_only_[i]) {
-        throw py::value_error(label + " must be dense: the parameter has grad_centralization");
-      }
-      if (views.rows.empty()) views.rows.reserve(total);
-      gradient->rows = &views.rows.emplace_back();
-      view_rows(result, parameter, &views.rows.back(), gradient);
-    } else if (!parameter.view(result, gradient)) {
-      throw py::type_error(label + " could not be converted");
-    }
-  }
-
-  // What convert_ returned is checked once more: it decides which memory is read.
-  static void view_rows(py::handle pair, const BoundParameter& parameter, RowIndices* rows,
-                        Gradient* gradient) {
-    const auto [indices, values] = pair.cast<std::pair<py::array, py::array>>();
-    rows->data = indices.data();
-    rows->count = indices.size();
-    rows->is_int64 = indices.itemsize() == 8;
-    gradient->values = values.data();
-    const bool fits = indices.dtype().kind() == 'i' && indices.itemsize() >= 4 &&
-                      (indices.flags() & py::array::c_style) != 0 &&
-                      (values.flags() & py::array::c_style) != 0 &&
-                      values.size() == rows->count * parameter.row_length() &&
-                      find_dtype(values, &gradient->dtype) && parameter.accepts(gradient->dtype);
-    if (!fits) throw py::type_error("a sparse gradient could not be converted");
-  }
-
   // Names the parameter that a status speaks of.
   void raise(const Status& status) const {
     const auto i = static_cast<std::size_t>(status.index());
-    raise_if_error(status, status.index() < 0 ? "" : ": '" + parameters_.at(i).name() + "'");
+    raise_if_error(status, status.index() < 0 ? "" : ": '" + reader_.parameter(i).name() + "'");
   }
 
-  std::vector<BoundParameter> parameters_;
-  std::vector<bool> dense_only_;
-  std::unique_ptr<Optimizer> optimizer_;
   StateFormat format_;
-  py::function convert_;
+  GradientReader reader_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::atomic<Views*> idle_views_{nullptr};
 };
 
 }  // namespace

@@ -25,7 +25,8 @@ struct Corrections {
   double second_root = 1.0;  // sqrt(1 - beta2^t)
 };
 
-inline Corrections exact_corrections(double beta1, double beta2, std::int64_t step) {
+inline Corrections exact_corrections(const Squares& beta1, const Squares& beta2,
+                                     std::int64_t step) {
   return {one_minus_power(beta1, step), std::sqrt(one_minus_power(beta2, step))};
 }
 

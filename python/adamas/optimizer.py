@@ -62,6 +62,7 @@ class Optimizer:
             config,
             gradient,
         )
+        self._native_step = self._native.step  # bound once: a step of a small model is microseconds
         is_static = all(lr.constant and decay.constant for lr, decay in self._pairs)
         self._static_rates = self._rates_at(0) if is_static else None
 
@@ -129,9 +130,9 @@ class Optimizer:
         """
         if self._is_locking:
             with self._lock:
-                self._native.step(grads, self._rates())
+                self._native_step(grads, self._static_rates or self._rates())
         else:
-            self._native.step(grads, self._rates())
+            self._native_step(grads, self._static_rates or self._rates())
         return True
 
     step = __call__
