@@ -116,7 +116,12 @@ bool BoundParameter::is_writeable() const { return (fields(array_.ptr()).flags &
 
 bool BoundParameter::is_in_place() const {
   const py::detail::PyArray_Proxy& array = fields(array_.ptr());
-  return array.data == data_ && has_shape_of(array);
+  return array.data == data_ && (array.flags & kFits) == kFits && has_shape_of(array);
+}
+
+bool BoundParameter::has_usual_type() const {
+  PyObject* usual = usual_descriptor(dtype_).load(std::memory_order_relaxed);
+  return fields(array_.ptr()).descr == usual;
 }
 
 void BoundParameter::check_unchanged() const {
@@ -125,6 +130,11 @@ void BoundParameter::check_unchanged() const {
   }
   if (!is_in_place()) {
     throw py::value_error("parameter '" + name() + "' was resized or moved in memory after the " +
+                          "optimizer was made; make a new optimizer");
+  }
+  DType dtype;
+  if (!has_usual_type() && !(find_dtype(array_, &dtype) && dtype == dtype_)) {
+    throw py::value_error("parameter '" + name() + "' was given another type after the " +
                           "optimizer was made; make a new optimizer");
   }
 }
@@ -166,7 +176,8 @@ bool BoundParameter::view(const BoundParameter* parameters, PyObject* const* gra
       gradient.values = fields(grads[i]).data;
     }
     gradients[i] = gradient;
-    all = all && gradient.values != nullptr && parameter.is_writeable() && parameter.is_in_place();
+    all = all && gradient.values != nullptr && parameter.is_writeable() &&
+          parameter.is_in_place() && parameter.has_usual_type();
   }
   return all;
 }

@@ -25,7 +25,7 @@ class alignas(64) BoundParameter {
   // known type.
   BoundParameter(pybind11::array array, std::string name);
 
-  // Raises ValueError if the array was made read-only or moved since.
+  // Raises ValueError if the array was made read-only, moved or given another type since.
   void check_unchanged() const;
 
   // Views `grad` if it is an array of the parameter's shape and of a type that goes with the
@@ -64,6 +64,7 @@ class alignas(64) BoundParameter {
   }
   bool is_writeable() const;
   bool is_in_place() const;
+  bool has_usual_type() const;
   bool is_like(const PyObject* grad) const;  // an array of the same shape, contiguous and aligned
   bool has_shape_of(const pybind11::detail::PyArray_Proxy& other) const;
 
