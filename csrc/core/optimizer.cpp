@@ -84,6 +84,17 @@ Status check(Span<const Rates> rates, std::size_t wanted) {
 }  // namespace
 
 struct Optimizer::Impl {
+  // The last dense gradient of a parameter that was found to overlap nothing.  Most come again.
+  struct Accepted {
+    const void* values = nullptr;
+    DType dtype = DType::float32;
+
+    bool is(const Gradient& grad) const {
+      return values != nullptr && grad.values == values && grad.dtype == dtype &&
+             grad.rows == nullptr;
+    }
+  };
+
   // beta^step as MindSpore multiplies it up; recomputed when global_step was set back.
   struct RunningPowers {
     std::int64_t step = 0;
@@ -96,9 +107,9 @@ struct Optimizer::Impl {
   Status check_format(Span<const ParameterSpec> parameters) const;
   Status check_scales() const;
   void load_masters();
-  Status check_grads(const core::Selection& selection) noexcept;
-  Status check_grad(core::Tensor& tensor, const Gradient& grad, std::int64_t index) noexcept;
-  Status check_rows(const core::Tensor& tensor, const Gradient& grad, std::int64_t index) noexcept;
+  Status check_grads(core::Selection& selection) noexcept;
+  Status check_grad(const core::Tensor& tensor, const Gradient& grad) noexcept;
+  Status check_rows(const core::Tensor& tensor, const Gradient& grad) noexcept;
   Status check_closed() const noexcept;
   rules::Corrections corrections(std::int64_t step) noexcept;
   Status fold(Span<const Rates> rates, double factor) noexcept;
@@ -128,8 +139,11 @@ struct Optimizer::Impl {
   core::Stepper stepper;
   core::ParameterLocks locks;
   std::size_t rates_count = 0;
+  std::vector<Accepted> accepted;  // by parameter
 
-  mutable std::mutex mutex;  // of one call at a time; taken before `locks`
+  mutable std::mutex mutex;      // of one call at a time; taken before `locks`
+  rules::Squares squares1{0.0};  // of beta1
+  rules::Squares squares2{0.0};
   RunningPowers powers;
   bool open = false;          // between begin_step and end_step
   std::vector<char> applied;  // by parameter, while open
@@ -143,6 +157,8 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
                                 Span<void* const> after) {
   const cpu::FloatEnvironment pinned;  // master weights are loaded here
   config = options;
+  squares1 = rules::Squares(config.beta1);
+  squares2 = rules::Squares(config.beta2);
   if (config.num_threads == 0) config.num_threads = available_threads();
   for (std::size_t i = 0; i < parameters.size; ++i) {
     Status status = check(config, parameters[i], static_cast<std::int64_t>(i));
@@ -166,6 +182,7 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
     locks.prepare(tensors);
   }
   applied.resize(parameters.size);
+  accepted.resize(parameters.size);
   if (device_stepper) return device_stepper->prepare(config, storage, rates_count, after);
   stepper.prepare(config, storage, rates_count);
   load_masters();
@@ -216,8 +233,8 @@ void Optimizer::Impl::load_masters() {
   }
 }
 
-Status Optimizer::Impl::check_rows(const core::Tensor& tensor, const Gradient& grad,
-                                   std::int64_t index) noexcept {
+Status Optimizer::Impl::check_rows(const core::Tensor& tensor, const Gradient& grad) noexcept {
+  const std::int64_t index = tensor.index;
   const RowIndices& rows = *grad.rows;
   if (tensor.spec.centralize) {
     return bad("a centralized parameter must not have a sparse gradient", index);
@@ -241,32 +258,31 @@ Status Optimizer::Impl::check_rows(const core::Tensor& tensor, const Gradient& g
   return {};
 }
 
-Status Optimizer::Impl::check_grad(core::Tensor& tensor, const Gradient& grad,
-                                   std::int64_t index) noexcept {
+Status Optimizer::Impl::check_grad(const core::Tensor& tensor, const Gradient& grad) noexcept {
+  const std::int64_t index = tensor.index;
   if (grad.device != tensor.spec.device) {
     return bad("a gradient must be where its parameter is", index);
   }
   if ((grad.dtype == DType::float64) != (tensor.spec.dtype == DType::float64)) {
     return bad("a gradient has a type that does not go with its parameter's", index);
   }
-  if (grad.rows != nullptr) return check_rows(tensor, grad, index);
+  if (grad.rows != nullptr) return check_rows(tensor, grad);
   const std::size_t nbytes = static_cast<std::size_t>(tensor.spec.count) * item_size(grad.dtype);
   if (nbytes == 0) return {};
-  if (grad.values == tensor.checked_grad && nbytes == tensor.checked_nbytes) return {};
   if (grad.values == nullptr) return bad("a gradient is missing", index);
   if (storage.overlaps(grad.values, nbytes)) {
     return {StatusCode::overlap, "a gradient shares memory with a parameter or the state", index};
   }
-  tensor.checked_grad = grad.values;
-  tensor.checked_nbytes = nbytes;
+  accepted[static_cast<std::size_t>(index)] = {grad.values, grad.dtype};
   return {};
 }
 
-Status Optimizer::Impl::check_grads(const core::Selection& selection) noexcept {
+Status Optimizer::Impl::check_grads(core::Selection& selection) noexcept {
   for (std::size_t i = selection.first; i < selection.last; ++i) {
-    Status status =
-        check_grad(storage.tensors()[i], selection.grad(i), static_cast<std::int64_t>(i));
-    if (!status.ok()) return status;
+    const Gradient& grad = selection.grad(i);
+    if (accepted[i].is(grad)) continue;
+    if (grad.rows != nullptr) selection.has_sparse = true;
+    if (Status status = check_grad(storage.tensors()[i], grad); !status.ok()) return status;
   }
   return {};
 }
@@ -280,7 +296,7 @@ Status Optimizer::Impl::check_closed() const noexcept {
 rules::Corrections Optimizer::Impl::corrections(std::int64_t step) noexcept {
   if (!config.bias_correction) return {};
   if (config.numerics == Numerics::standard) {
-    return rules::exact_corrections(config.beta1, config.beta2, step);
+    return rules::exact_corrections(squares1, squares2, step);
   }
   if (step < powers.step) powers = {};
   const auto advance = [&](double beta, float power) {
@@ -339,7 +355,7 @@ Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates
     return bad("there must be one gradient for each parameter");
   }
   if (Status status = check(rates, rates_count); !status.ok()) return status;
-  const core::Selection selection{0, grads.size, grads.data};
+  core::Selection selection{0, grads.size, grads.data};
   if (Status status = check_grads(selection); !status.ok()) return status;
   const cpu::FloatEnvironment pinned;
   if (device_stepper) return update_on_device(selection, rates, queueing);
@@ -379,7 +395,8 @@ Status Optimizer::Impl::step_offloaded(Span<const Gradient> grads, Span<const Ra
   if (Status status = offload->place(0, grads); !status.ok()) return status;
   const Span<const Gradient> copies{offload->grads(), grads.size};
   if (Status status = check_closed(); !status.ok()) return status;
-  if (Status status = check_grads({0, grads.size, copies.data}); !status.ok()) return status;
+  core::Selection selection{0, grads.size, copies.data};
+  if (Status status = check_grads(selection); !status.ok()) return status;
   if (Status status = offload->fetch(queueing); !status.ok()) return status;
   if (streams(grads)) {
     if (Status status = update_offloaded(copies, rates); !status.ok()) return status;
@@ -483,7 +500,7 @@ Status Optimizer::apply(std::size_t i, const Gradient& grad, const Queueing& que
 
 Status Optimizer::Impl::apply(std::size_t i, const Gradient& grad,
                               const Queueing& queueing) noexcept {
-  const core::Selection selection{i, i + 1, &grad};
+  core::Selection selection{i, i + 1, &grad};
   if (Status status = check_grads(selection); !status.ok()) return status;
   static const std::vector<core::RangeLock*> kNoLocks;
   const auto& taken = config.use_locking ? locks.of(i) : kNoLocks;

@@ -26,6 +26,7 @@ void Stepper::prepare(const AdamConfig& config, Storage& storage, std::size_t ra
   const std::vector<Tensor>& tensors = storage.tensors();
   plan_ = make_plan(tensors);
   threads_ = config.num_threads;
+  direct_ = std::vector<DirectTensor>(tensors.begin(), tensors.end());
   has_float32_ = std::any_of(tensors.begin(), tensors.end(),
                              [](const Tensor& tensor) { return tensor.real == DType::float32; });
   folded_.resize(rates_count);
@@ -119,6 +120,7 @@ Status Stepper::merge(const Selection& selection, bool measured) noexcept {
   sparse_parameters_.clear();
   const bool sorted = measured || config_.row_policy == RowPolicy::exact;
   united_ = sorted;
+  if (!selection.has_sparse) return {};
   for (std::size_t i = selection.first; i < selection.last; ++i) {
     if (!is_sparse(i)) continue;
     const Tensor& tensor = storage_->tensors()[i];
@@ -220,7 +222,8 @@ void Stepper::measure_rows(std::int64_t partition) noexcept {
 }
 
 void Stepper::update() noexcept {
-  for (std::size_t i = selection_.first; i < selection_.last; ++i) {
+  const bool centralizes = !plan_.rows.empty();
+  for (std::size_t i = selection_.first; centralizes && i < selection_.last; ++i) {
     const std::int32_t index = plan_.rows_of_parameter[i];
     if (index < 0) continue;
     const Rows& rows = plan_.rows[static_cast<std::size_t>(index)];
@@ -260,7 +263,14 @@ void Stepper::sum_segments(std::int64_t chunk) noexcept {
 void Stepper::update_chunk(std::int64_t chunk) noexcept {
   for (std::int64_t b = chunks_[chunk]; b < chunks_[chunk + 1]; ++b) {
     const Block& block = plan_.blocks[static_cast<std::size_t>(b)];
-    if (updates_all_rows(static_cast<std::size_t>(block.parameter))) update_block(block);
+    const auto i = static_cast<std::size_t>(block.parameter);
+    const DirectTensor& direct = direct_[i];
+    if (const Gradient& grad = selection_.grad(i); direct.takes(grad)) {
+      const Scaling& scaling = folded_[static_cast<std::size_t>(direct.rates())].listed;
+      direct.update(*kernels_, block, grad, scaling.scalars, scaling.variant);
+    } else if (updates_all_rows(i)) {
+      update_block(block);
+    }
   }
 }
 

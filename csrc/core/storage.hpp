@@ -12,15 +12,13 @@ namespace adamas::core {
 
 struct Tensor {
   ParameterSpec spec;
-  DType real;                  // of the arithmetic and the moments
-  std::int64_t row_length;     // elements
-  std::int64_t index;          // of the parameter
-  StateFormat format;          // of the moments
-  std::int64_t scale_block;    // StateFormat::int8: elements per scale; else 1
-  std::size_t nbytes;          // of the parameter
-  char* states[kStateKinds];   // null: not kept
-  const void* checked_grad;    // the last gradient that was found to overlap nothing,
-  std::size_t checked_nbytes;  // and its length
+  DType real;                 // of the arithmetic and the moments
+  std::int64_t row_length;    // elements
+  std::int64_t index;         // of the parameter
+  StateFormat format;         // of the moments
+  std::int64_t scale_block;   // StateFormat::int8: elements per scale; else 1
+  std::size_t nbytes;         // of the parameter
+  char* states[kStateKinds];  // null: not kept
 
   bool is_half() const { return spec.dtype != real; }
   // Whether each row begins with a scale of its own, so that rows can be updated one by one.

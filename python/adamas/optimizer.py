@@ -67,6 +67,7 @@ class Optimizer:
             config,
             gradient,
         )
+        self._native_step = self._native.step  # bound once: a step of a small model is microseconds
         # A step that is being captured takes its rates from the device.
         self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._pairs))
         is_static = all(lr.constant and decay.constant for lr, decay in self._pairs)
@@ -145,15 +146,22 @@ class Optimizer:
         waited for, to check them. With ``max_grad_norm``, a step whose gradients are not finite is
         not made, and a later call says so instead of being made itself.
         """
-        number = None if stream is None else self._stream_number(stream)
-        if self._config.capturable and self._native.is_capturing(grads, number):
-            self._native.step(grads, self._rates_of_capture, number)
+        if self._is_on_device or stream is not None:
+            self._step_on_device(grads, stream)
         elif self._is_locking:
             with self._lock:
-                self._native.step(grads, self._rates(), number)
+                self._native_step(grads, self._static_rates or self._rates())
         else:
-            self._native.step(grads, self._rates(), number)
+            self._native_step(grads, self._static_rates or self._rates())
         return True
+
+    def _step_on_device(self, grads: Any, stream: Any) -> None:
+        number = None if stream is None else self._stream_number(stream)
+        if self._config.capturable and self._native.is_capturing(grads, number):
+            self._native_step(grads, self._rates_of_capture, number)
+            return
+        with self._lock:
+            self._native_step(grads, self._static_rates or self._rates(), number)
 
     def _stream_number(self, stream: Any) -> int | None:
         if not self._is_on_device:

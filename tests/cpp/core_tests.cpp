@@ -32,6 +32,7 @@ constexpr Test kTests[] = {
     TEST(locks_of_the_dead_are_dropped),
     TEST(plan_covers_everything_once),
     TEST(zeroed_block_is_aligned_and_zero),
+    TEST(powers_from_squares_have_the_same_bits),
     TEST(pool_runs_each_chunk_once),
     TEST(leases_run_side_by_side),
 };

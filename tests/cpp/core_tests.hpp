@@ -22,6 +22,7 @@ void locks_come_in_one_order();
 void locks_of_the_dead_are_dropped();
 void plan_covers_everything_once();
 void zeroed_block_is_aligned_and_zero();
+void powers_from_squares_have_the_same_bits();
 
 // pool_tests.cpp: the thread pool
 void pool_runs_each_chunk_once();
