@@ -106,24 +106,25 @@ class PyOptimizer {
   }
   ~PyOptimizer() { delete idle_views_.load(); }
 
-  // `stream`: of a device; without it the one that a gradient's producer names, or the default one.
-  void step(py::handle grads, const RatesTable& rates, std::optional<std::uintptr_t> stream) {
+  void step(py::handle grads, const RatesTable& rates) {
     const py::tuple list = as_tuple(grads);
-    if (list.size() != size()) {
-      throw py::value_error("grads must hold one gradient for each of the " +
-                            std::to_string(size()) + " parameters, got " +
-                            std::to_string(list.size()));
-    }
+    check_count(list);
     const ViewsLease views(idle_views_);
-    if (is_on_device()) {
-      device_reader_.read(list, *views);
-      raise(without_gil([&] {
-        return optimizer_->step(views.grads(), span(rates), DeviceReader::queueing(stream, *views));
-      }));
-      return;
-    }
     reader_.read(list, optimizer_->num_threads(), *views);
     raise(without_gil([&] { return optimizer_->step(views.grads(), span(rates)); }));
+  }
+
+  // Of parameters on a device.  Without `stream`: on the one that a gradient's producer names, or
+  // the default one.
+  void step_on_device(py::handle grads, const RatesTable& rates,
+                      std::optional<std::uintptr_t> stream) {
+    const py::tuple list = as_tuple(grads);
+    check_count(list);
+    const ViewsLease views(idle_views_);
+    device_reader_.read(list, *views);
+    raise(without_gil([&] {
+      return optimizer_->step(views.grads(), span(rates), DeviceReader::queueing(stream, *views));
+    }));
   }
 
   void begin_step(const RatesTable& rates) {
@@ -240,6 +241,12 @@ class PyOptimizer {
 
   bool is_on_device() const { return device_reader_.size() > 0; }
   std::size_t size() const { return is_on_device() ? device_reader_.size() : reader_.size(); }
+
+  void check_count(const py::tuple& grads) const {
+    if (grads.size() == size()) return;
+    throw py::value_error("grads must hold one gradient for each of the " + std::to_string(size()) +
+                          " parameters, got " + std::to_string(grads.size()));
+  }
 
   ParameterSpec add(const PyParameter& parameter) {
     const BoundParameter& bound =
@@ -373,8 +380,9 @@ void register_optimizer(py::module_& module) {
   py::class_<PyOptimizer>(module, "Optimizer")
       .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, const py::function&>(),
            py::arg("parameters"), py::arg("config"), py::arg("convert"))
-      .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"),
-           py::arg("stream") = py::none())
+      .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"))
+      .def("step_on_device", &PyOptimizer::step_on_device, py::arg("grads"), py::arg("rates"),
+           py::arg("stream"))
       .def("begin_step", &PyOptimizer::begin_step, py::arg("rates"))
       .def("apply", &PyOptimizer::apply, py::arg("index"), py::arg("grad"),
            py::arg("stream") = py::none())

@@ -158,10 +158,10 @@ class Optimizer:
     def _step_on_device(self, grads: Any, stream: Any) -> None:
         number = None if stream is None else self._stream_number(stream)
         if self._config.capturable and self._native.is_capturing(grads, number):
-            self._native_step(grads, self._rates_of_capture, number)
+            self._native.step_on_device(grads, self._rates_of_capture, number)
             return
         with self._lock:
-            self._native_step(grads, self._static_rates or self._rates(), number)
+            self._native.step_on_device(grads, self._static_rates or self._rates(), number)
 
     def _stream_number(self, stream: Any) -> int | None:
         if not self._is_on_device:
