@@ -210,7 +210,7 @@ class PyOptimizer {
       if ((array.flags() & flags) != flags) {
         throw py::value_error("an array to copy must be C-contiguous, and writable to be saved to");
       }
-      if (!kind) parameters_.at(i).check_unchanged();
+      if (!kind) reader_.parameter(i).check_unchanged();
       copies.push_back(
           {i, kind, const_cast<void*>(array.data()), static_cast<std::size_t>(array.nbytes())});
     }
