@@ -44,7 +44,8 @@ for name in $PARTS; do
     tests)
       part report 60 "$PYTHON" -m adamas
       part tests_emulated 200 "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_cuda.py \
-        tests/test_cuda_sums.py tests/test_cuda_streams.py tests/test_cuda_offload.py
+        tests/test_cuda_sums.py tests/test_cuda_streams.py tests/test_cuda_offload.py \
+        tests/test_cuda_checkpoint.py
       LINES_SHOWN=12 part tests_gpu 500 "$PYTHON" -m pytest -q -rs -s -p no:cacheprovider \
         tests/test_gpu.py
       ;;

@@ -94,6 +94,7 @@ def everything(optimizer):
         optimizer.skipped_steps,
         optimizer.last_step_skipped,
         repr(optimizer.last_grad_norm),
+        optimizer.loss_scale,
     )
     return states, counters
 

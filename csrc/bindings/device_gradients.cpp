@@ -121,10 +121,14 @@ void DeviceReader::read_one(const Parameter& parameter, std::size_t i, py::handl
       throw py::type_error(label + " could not be converted");
     }
   }
-  if (parameter.array->has_moved()) {
-    throw py::value_error("parameter '" + parameter.name + "' was moved in memory after the " +
-                          "optimizer was made; make a new optimizer");
-  }
+  check_unmoved(i);
+}
+
+void DeviceReader::check_unmoved(std::size_t i) const {
+  const Parameter& parameter = parameters_.at(i);
+  if (!parameter.array->has_moved()) return;
+  throw py::value_error("parameter '" + parameter.name + "' was moved in memory after the " +
+                        "optimizer was made; make a new optimizer");
 }
 
 bool DeviceReader::view(const Parameter& parameter, py::handle grad, Gradient* gradient,

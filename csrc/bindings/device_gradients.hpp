@@ -31,6 +31,9 @@ class DeviceReader {
   void read(const pybind11::tuple& grads, Views& views) const;
   void read(std::size_t i, pybind11::handle grad, Views& views) const;
 
+  // Raises if the parameter was moved in memory.
+  void check_unmoved(std::size_t i) const;
+
   // Where a step is queued: on `stream`, else on the first that a producer names.
   static Queueing queueing(std::optional<std::uintptr_t> stream, const Views& views);
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -81,6 +82,10 @@ class ViewsLease {
   std::atomic<Views*>& idle_;
   std::unique_ptr<Views> views_;
 };
+
+// A parameter's position, a kind of state or None for the parameter itself, and the array that it
+// is copied to or from.
+using PyArrayCopy = std::tuple<std::size_t, std::optional<StateKind>, py::array>;
 
 class PyOptimizer {
  public:
@@ -229,9 +234,23 @@ class PyOptimizer {
     raise(without_gil([&] { return optimizer_->write_device(device, source, nbytes); }));
   }
 
+  Counters save(const std::vector<PyArrayCopy>& to) const {
+    const std::vector<ArrayCopy> copies = views(to, py::array::c_style | kWriteable);
+    Counters counters;
+    raise(without_gil([&] { return optimizer_->save({copies.data(), copies.size()}, &counters); }));
+    return counters;
+  }
+
+  void load(const std::vector<PyArrayCopy>& from, const Counters& counters) {
+    const std::vector<ArrayCopy> copies = views(from, py::array::c_style);
+    raise(without_gil([&] { return optimizer_->load({copies.data(), copies.size()}, counters); }));
+  }
+
   const Optimizer& optimizer() const { return *optimizer_; }
 
  private:
+  static constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+
   // What state looks like depends on.
   struct Described {
     DType dtype;
@@ -280,6 +299,21 @@ class PyOptimizer {
     const BoundParameter& parameter = reader_.parameter(i);
     const py::array& array = parameter.array();
     return {parameter.dtype(), {array.shape(), array.shape() + array.ndim()}, parameter.count()};
+  }
+
+  // Views arrays that have all of `flags`; the core looks at their sizes.
+  std::vector<ArrayCopy> views(const std::vector<PyArrayCopy>& arrays, int flags) const {
+    std::vector<ArrayCopy> copies;
+    for (const auto& [i, kind, array] : arrays) {
+      if ((array.flags() & flags) != flags) {
+        throw py::value_error("an array to copy must be C-contiguous, and writable to be saved to");
+      }
+      if (!kind && is_on_device()) device_reader_.check_unmoved(i);
+      if (!kind && !is_on_device()) reader_.parameter(i).check_unchanged();
+      copies.push_back(
+          {i, kind, const_cast<void*>(array.data()), static_cast<std::size_t>(array.nbytes())});
+    }
+    return copies;
   }
 
   // A read-only float32 copy of a moment that is stored in another format.
@@ -377,6 +411,13 @@ void register_optimizer(py::module_& module) {
       .def_readwrite("num_threads", &AdamConfig::num_threads)
       .def_readwrite("capturable", &AdamConfig::capturable)
       .def_readwrite("use_offload", &AdamConfig::use_offload);
+  py::class_<Counters>(module, "Counters")
+      .def(py::init<>())
+      .def_readwrite("global_step", &Counters::global_step)
+      .def_readwrite("skipped_steps", &Counters::skipped_steps)
+      .def_readwrite("loss_scale", &Counters::loss_scale)
+      .def_readwrite("last_grad_norm", &Counters::last_grad_norm)
+      .def_readwrite("last_step_skipped", &Counters::last_step_skipped);
   py::class_<PyOptimizer>(module, "Optimizer")
       .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, const py::function&>(),
            py::arg("parameters"), py::arg("config"), py::arg("convert"))
@@ -417,6 +458,8 @@ void register_optimizer(py::module_& module) {
             return self.cast<const PyOptimizer&>().stored(kind, i, self);
           },
           py::arg("kind"), py::arg("index"))
+      .def("save", &PyOptimizer::save, py::arg("to"))
+      .def("load", &PyOptimizer::load, py::arg("from_"), py::arg("counters"))
       .def_property(
           "global_step", [](const PyOptimizer& self) { return self.optimizer().global_step(); },
           &PyOptimizer::set_global_step)

@@ -56,12 +56,12 @@ class Storage {
   std::vector<Tensor>& tensors() { return tensors_; }
   const std::vector<Tensor>& tensors() const { return tensors_; }
   std::size_t state_nbytes() const { return state_nbytes_; }
+  std::size_t state_nbytes_of(StateKind kind, const Tensor& tensor, const AdamConfig& config) const;
 
   // Whether the memory is that of a parameter or of the state.
   bool overlaps(const void* data, std::size_t nbytes) const noexcept;
 
  private:
-  std::size_t state_nbytes_of(StateKind kind, const Tensor& tensor, const AdamConfig& config) const;
   Status place_state(const AdamConfig& config, const Allocate& allocate);
   Status sort_ranges();
 

@@ -189,6 +189,24 @@ Status Offload::send(std::size_t i) noexcept {
   return queue.status();
 }
 
+Status Offload::read(std::size_t i) noexcept {
+  const DeviceScope scope(device_);
+  Queue queue(device_, down_.get());
+  queue.note(scope.error());
+  void* const default_stream = nullptr;
+  queue.wait_for_streams({&default_stream, 1}, before_.get());
+  if (has_sent_) queue.wait_for(after_.get());
+  const Copy& copy = *copies_[i];
+  queue.copy(copy.param.get(), copy.device.data, nbytes_of(copy.device));
+  queue.finish();
+  return queue.status();
+}
+
+Status Offload::write(std::size_t i) noexcept {
+  if (Status status = send(i); !status.ok()) return status;
+  return finish(up_.get(), true);
+}
+
 Status Offload::finish(Stream stream, bool now) noexcept {
   const DeviceScope scope(device_);
   Queue up(device_, up_.get());

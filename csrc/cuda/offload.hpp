@@ -35,6 +35,10 @@ class Offload {
   // The caller's stream goes on when all copies up are done; if `now`, so does the host.
   Status finish(Stream stream, bool now) noexcept;
 
+  // Copies parameter i from or to the device; waits.
+  Status read(std::size_t i) noexcept;
+  Status write(std::size_t i) noexcept;
+
   // No more steps after an error that left one half done.
   void close() { broken_ = true; }
   Status check_usable() const;
