@@ -150,7 +150,8 @@ class Optimizer:
         -----
         On a device the call returns when the work is queued; only the rows of sparse gradients are
         waited for, to check them. With ``max_grad_norm``, a step whose gradients are not finite is
-        not made, and a later call says so instead of being made itself.
+        not made, and a later call says so instead of being made itself. Gradients that were made on
+        another stream than that of the step must be kept until the step is done there.
         """
         if self._is_on_device or stream is not None:
             self._step_on_device(grads, stream)
