@@ -1,7 +1,7 @@
 // Decides on the device whether a step is made, and with which scalars: so that clipping, skipping
 // and captured graphs need not wait for the host.
 //
-// The same decisions in the same order as Optimizer::Impl::step of core/optimizer.cpp.
+// The same decisions in the same order as Optimizer::Impl::update_on_host of core/host_step.cpp.
 #pragma once
 
 #include "cuda/fold_rates.hpp"

@@ -1,7 +1,7 @@
 // The work of a step on a CUDA device: what core/stepper.cpp is for the CPU.
 //
 // Everything is queued on the caller's stream, and the host waits for nothing but the check of row
-// indices.  core/optimizer.cpp has checked all arguments.  Steps are decided either by the host, as
+// indices.  core/checks.cpp has checked all arguments.  Steps are decided either by the host, as
 // on the CPU, or on the device (`decides`): where that depends on the gradients' values.
 #pragma once
 
