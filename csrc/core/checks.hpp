@@ -12,6 +12,11 @@ namespace adamas::core {
 
 inline constexpr std::int64_t kMaxStep = std::int64_t{1} << 62;
 
+// What a step is refused for whose scalars (rules/fold_rates.hpp) do not fit.
+inline constexpr const char* kScalarsOutOfRange =
+    "a learning rate or weight decay is too large for the arithmetic, or the factor of the "
+    "gradients too small";
+
 inline Status bad(const char* what, std::int64_t index = -1) {
   return {StatusCode::invalid_argument, what, index};
 }

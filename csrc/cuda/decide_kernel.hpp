@@ -4,8 +4,8 @@
 // The same decisions in the same order as Optimizer::Impl::update_on_host of core/host_step.cpp.
 #pragma once
 
-#include "cuda/fold_rates.hpp"
 #include "cuda/sum_kernels.hpp"
+#include "rules/fold_rates.hpp"
 
 namespace adamas::cuda {
 
@@ -101,8 +101,8 @@ struct Decide {
   ADAMAS_DEVICE static void fold_all(const Args& args, Cta cta, Shared& shared) {
     cta.each([&](int thread) {
       for (int k = thread; k < args.rates_count; k += kThreads) {
-        if (!fold_rates(args.config, args.rates[k], shared.corrections, shared.factor,
-                        args.has_float32, &args.entries[k])) {
+        if (!rules::fold_rates(args.config, args.rates[k], shared.corrections, shared.factor,
+                               args.has_float32, &args.entries[k])) {
           shared.fits = false;
         }
       }

@@ -4,7 +4,7 @@
 #include <limits>
 #include <new>
 
-#include "cuda/fold_rates.hpp"
+#include "core/checks.hpp"
 #include "cuda/library.hpp"
 
 namespace adamas::cuda {
@@ -17,19 +17,16 @@ constexpr std::int64_t kTableWarps = 4;     // per block of threads
 constexpr std::int64_t kForEach = 256;      // items per block of threads
 constexpr std::int64_t kSumGroups = 16;     // per block of threads
 constexpr std::size_t kAlignment = 256;     // of arrays within a buffer
-constexpr const char* kScalars =
-    "a learning rate or weight decay is too large for the arithmetic, or the factor of the "
-    "gradients too small";
 
 static_assert(kSumTile == core::kTile && kSumBlock == core::kBlock);
 static_assert(kMaxScaleBlock == cpu::kLargestScaleBlock);
 
-Status bad(const char* what) { return {StatusCode::invalid_argument, what}; }
+using core::bad;
 
 Status status_of(Refusal refusal) {
   switch (refusal) {
     case Refusal::scalars:
-      return bad(kScalars);
+      return bad(core::kScalarsOutOfRange);
     case Refusal::not_finite:
       return bad(
           "a gradient of an earlier step held a NaN or infinity, so its norm could not be "
@@ -300,8 +297,8 @@ Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& correcti
   if (!broken_.ok()) return broken_;
   step_ = step;
   for (std::size_t k = 0; k < folded_.size(); ++k) {
-    if (!fold_rates(config_, rates[k], corrections, factor, has_float32_, &folded_[k])) {
-      return bad(kScalars);
+    if (!rules::fold_rates(config_, rates[k], corrections, factor, has_float32_, &folded_[k])) {
+      return bad(core::kScalarsOutOfRange);
     }
   }
   return {};
@@ -747,7 +744,7 @@ void Stepper::update_table(Queue& queue, const core::Selection& selection, std::
   args.grad = {grad.values, grad.dtype};
   args.mode = !sparse ? TableRows::gradient : exact ? TableRows::all : TableRows::listed;
   args.catches_up = entry.row_steps != nullptr;
-  args.decays_entries = !decays_all_rows(config_);
+  args.decays_entries = !rules::decays_all_rows(config_);
   args.beta1 = config_.beta1;
   args.beta2 = config_.beta2;
   if (entries > 0) {
