@@ -13,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find CMakeLists.txt pyproject.toml csrc python third_party -type f \
              ! -name '*.so' ! -name '*.pyc')
-CXX_FILES := $(shell find csrc tests/cpp -name '*.[ch]pp' -o -name '*.cu')
+CXX_FILES := $(shell find csrc tests examples -name '*.[ch]pp' -o -name '*.h' -o -name '*.cu')
 
 # Randomised addresses of some kernels leave no room for the sanitizers' own memory.
 FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
