@@ -18,7 +18,7 @@ struct Span {
   // All of a vector or array, which must live as long as the span is used.
   template <class Container, class = std::enable_if_t<std::is_convertible_v<
                                  decltype(std::declval<Container&>().data()), T*>>>
-  constexpr Span(Container& items) : data(items.data()), size(items.size()) {}
+  constexpr Span(Container&& items) : data(items.data()), size(items.size()) {}
 
   constexpr T* begin() const { return data; }
   constexpr T* end() const { return data + size; }
