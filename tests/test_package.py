@@ -268,6 +268,23 @@ def test_the_library_shows_its_api_and_nothing_else():
         assert re.match(r"(adamas::\w+\(|adamas::Optimizer::~?\w+\(|adamas_\w+$)", name), name
 
 
+ONE_LIBRARY = """
+import numpy, adamas, c_api
+print(c_api.library_path())
+array = numpy.ones(3)
+adamas.Adam([adamas.Parameter(array)])([array.copy()])
+print(array[0])
+"""
+
+
+def test_a_program_that_links_the_library_and_runs_python():
+    """The module uses the library that is there already, even if it lies elsewhere."""
+    (path,) = installed("shared").parents[1].glob("libadamas.so.*")
+    here = str(Path(__file__).parent)
+    done = run_python("-c", f"import sys\nsys.path.append({here!r})" + ONE_LIBRARY, LD_PRELOAD=path)
+    assert done.stdout.splitlines() == [str(path), repr(1 - 1e-3 / (1 + 1e-8))], done.stderr
+
+
 @pytest.mark.parametrize("option", ["--cmake-dir", "--include-dir", "--library"])
 def test_python_says_where_the_files_are(option):
     done = run_python("-m", "adamas", option)
