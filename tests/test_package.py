@@ -175,6 +175,16 @@ def test_the_example_in_the_c_header(programs):
     assert run(programs / "c_example") == f"10 steps: {numbers}\n"
 
 
+@pytest.mark.parametrize("way", ["shared", "python"])
+def test_a_compiler_alone_is_enough(way, tmp_path):
+    """-ladamas finds the library in the installed folder, where a wheel has no link to it."""
+    library = package_of(way).parents[1]
+    source = write_sources(tmp_path)[1]
+    flags = (f"-I{library.parent / 'include'}", f"-L{library}", "-ladamas", f"-Wl,-rpath,{library}")
+    run(tool("cc"), source, "-o", tmp_path / "program", *flags)
+    assert run(tmp_path / "program").startswith("10 steps: ")
+
+
 def test_the_fragments_in_the_headers(programs):
     run(programs / "fragments")
 
