@@ -60,7 +60,7 @@ TSAN := build/tsan
 ASAN := build/asan
 # What reaches every binding and kernel, with many threads as well; and a part of test_identity.py.
 ASAN_TESTS := $(addprefix tests/test_,refusals.py optimizer.py locking.py apply.py clip_skip.py \
-                half.py low_precision.py sparse.py sparse_refusals.py)
+                half.py low_precision.py sparse.py sparse_refusals.py checkpoint.py)
 ASAN_IDENTITY := (small_size and amsgrad_nesterov) or short_rows or any_bits
 
 tsan: .venv/installed-sanitize

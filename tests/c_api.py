@@ -25,7 +25,7 @@ class Config(ctypes.Structure):
         *((name, c_int32) for name in ("numerics", "row_policy", "state_format", "num_threads")),
         *((name, c_int32) for name in ("use_nesterov", "use_amsgrad", "decoupled_weight_decay")),
         *((name, c_int32) for name in ("bias_correction", "master_weights", "use_locking")),
-        *((name, c_int32) for name in ("skip_nonfinite", "capturable")),
+        *((name, c_int32) for name in ("skip_nonfinite", "capturable", "use_offload")),
     ]
 
 
@@ -51,6 +51,24 @@ class Gradient(ctypes.Structure):
 
 class Rates(ctypes.Structure):
     _fields_ = [("learning_rate", c_double), ("weight_decay", c_double)]
+
+
+class ArrayCopy(ctypes.Structure):
+    _fields_ = [
+        ("parameter", c_size_t),
+        ("kind", c_int32),
+        ("data", c_void_p),
+        ("nbytes", c_size_t),
+    ]
+
+
+class Counters(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        *((name, c_int64) for name in ("global_step", "skipped_steps")),
+        *((name, c_double) for name in ("loss_scale", "last_grad_norm")),
+        ("last_step_skipped", c_int32),
+    ]
 
 
 def library_path():
@@ -82,6 +100,8 @@ def library():
         "set_loss_scale": (Status, (optimizer, c_double)),
         "state": (c_void_p, (optimizer, c_int32, size)),
         "decode_moment": (Status, (optimizer, c_int32, size, c_void_p)),
+        "save": (Status, (optimizer, c_void_p, size, POINTER(Counters))),
+        "load": (Status, (optimizer, c_void_p, size, POINTER(Counters))),
         "scale_block": (c_int64, (optimizer, size)),
         "state_nbytes": (c_size_t, (optimizer,)),
         "read_device": (Status, (optimizer, c_void_p, c_void_p, size)),

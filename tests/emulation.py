@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from adamas import _core
+from helpers import Arena
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,7 +114,122 @@ class FakeTensor:
         return capsule
 
 
-def on_device(array):
-    """Return an array as one on the emulated device, in the form that knows its type."""
+class DLTensor(ctypes.Structure):
+    """The struct of dlpack.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_DESCRIBE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(DLTensor))
+_STREAM = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p)
+)
+
+
+class _ExchangeTable(ctypes.Structure):
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("older", ctypes.c_void_p),
+        ("unused", ctypes.c_void_p * 3),
+        ("describe", _DESCRIBE),
+        ("current_stream", _STREAM),
+    )
+
+
+@_DESCRIBE
+def _describe(array, tensor):
+    for field, value in array.described.items():
+        setattr(tensor.contents, field, value)
+    return 0
+
+
+@_STREAM
+def _current_stream(_type, _device, stream):
+    stream.contents.value = ExchangeTensor.current_stream
+    return 0
+
+
+_TABLE = _ExchangeTable(1, 3, None, (None, None, None), _describe, _current_stream)
+_NAME = b"dlpack_exchange_api"
+
+
+def _capsule():
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype = ctypes.py_object
+    new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return new(ctypes.addressof(_TABLE), _NAME, None)
+
+
+class ExchangeTensor(FakeTensor):
+    """A NumPy array that says it is on a CUDA device, by the functions in C of DLPack 1.2."""
+
+    __dlpack_c_exchange_api__ = _capsule()
+    current_stream = 0
+
+    def __init__(self, array, device=0):
+        super().__init__(array, device)
+        item = self.host.dtype.itemsize
+        axes = self.host.ndim
+        self.described = {
+            "data": self.host.ctypes.data,
+            "device_type": 2,
+            "device_id": device,
+            "ndim": axes,
+            "code": {"i": 0, "f": 2, "V": 4}[self.host.dtype.kind],
+            "bits": 8 * item,
+            "lanes": 1,
+            "shape": (ctypes.c_int64 * axes)(*self.host.shape),
+            "strides": (ctypes.c_int64 * axes)(*(step // item for step in self.host.strides)),
+            "byte_offset": 0,
+        }
+
+
+# Whether tests that compare with the CPU use the GPU of this machine, by torch, instead.
+IS_REAL = os.environ.get("ADAMAS_TEST_CUDA") == "real"
+
+
+def on_device(array, offset=0):
+    """Return a copy of an array on the device, ``offset`` bytes behind an aligned address."""
     array = np.asarray(array)
-    return FakeTensor(array) if array.dtype.name == "bfloat16" else FakeArray(array)
+    if IS_REAL:
+        return on_gpu(array, offset)
+    (view,) = Arena([array], offset).views
+    return FakeTensor(view) if array.dtype.name == "bfloat16" else FakeArray(view)
+
+
+def on_gpu(array, offset=0):
+    """Return a copy as a torch tensor on the GPU."""
+    import torch
+
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    buffer = torch.zeros(raw.size + offset, dtype=torch.uint8, device="cuda")
+    buffer[offset:].copy_(torch.from_numpy(raw.copy()))
+    dtype = getattr(torch, array.dtype.name)
+    return buffer[offset:].view(dtype).reshape(array.shape)
+
+
+def to_host(array):
+    """Return an array on the device, or state there, as one of NumPy."""
+    if hasattr(array, "host"):
+        return array.host
+    if not hasattr(array, "data_ptr"):
+        return array.numpy() if hasattr(array, "numpy") else np.asarray(array)
+    import torch
+
+    if array.dtype != torch.bfloat16:
+        return array.cpu().numpy()
+    from ml_dtypes import bfloat16
+
+    return array.view(torch.int16).cpu().numpy().view(bfloat16)

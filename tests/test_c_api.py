@@ -235,6 +235,43 @@ def test_a_step_in_parts_and_the_counters(simple):
     assert optimizer.call("state", MOMENT1, 1) is None
 
 
+def saved(optimizer, count, counters):
+    """Return the arrays of an optimizer of one parameter, and the copies that load() takes."""
+    arrays = {kind: np.empty(count, np.float32) for kind in (-1, MOMENT1, MOMENT2)}
+    copies = c_api.array_of(
+        [c_api.ArrayCopy(0, kind, a.ctypes.data, a.nbytes) for kind, a in arrays.items()]
+    )
+    optimizer.call("save", copies, len(copies), byref(counters))
+    return arrays, copies
+
+
+def test_saved_and_loaded_it_goes_on_with_the_same_bits(simple):
+    optimizer, array, grad = simple
+    counters = initialized(c_api.Counters)
+    optimizer.step([c_api.gradient(grad)], [(0.1, 0.0)])
+    optimizer.call("set_loss_scale", 4.0)
+    arrays, copies = saved(optimizer, array.size, counters)
+    other = np.zeros_like(array)
+    resumed = c_api.Optimizer(initialized(Config), [c_api.parameter(other)])
+    resumed.call("load", copies, len(copies), byref(counters))
+    assert resumed.call("global_step") == counters.global_step == 1
+    assert resumed.call("loss_scale") == counters.loss_scale == 4.0
+    for one in (optimizer, resumed):
+        one.step([c_api.gradient(grad)], [(0.1, 0.0)])
+    np.testing.assert_array_equal(array, other)
+    assert arrays[-1].tobytes() != array.tobytes()
+
+    copies[1].kind = 99
+    for name in ("save", "load"):
+        before = counters.global_step
+        code = refused(
+            optimizer, array, lambda n=name: optimizer.call(n, copies, 3, byref(counters))
+        )[0]
+        assert (code, counters.global_step) == (INVALID, before)
+        assert c_api.call(name, optimizer.handle, copies, 3, None).code == INVALID
+        assert c_api.call(name, optimizer.handle, None, 1, byref(counters)).code == INVALID
+
+
 class LongerConfig(ctypes.Structure):
     _fields_ = [*Config._fields_, ("invented_later", ctypes.c_int64)]
 
@@ -267,10 +304,13 @@ def test_programs_compiled_with_a_later_header():
     assert caught.value.args[1] == 1
 
 
+STRUCTS = (Config, Parameter, Gradient, Rates, Status, c_api.Counters, c_api.ArrayCopy)
+
+
 def test_the_structs_of_the_first_version_stay():
     """Members are only ever added at the end: the library refuses shorter structs than these."""
-    sizes = [ctypes.sizeof(struct) for struct in (Config, Parameter, Gradient, Rates, Status)]
-    assert sizes == [104, 48, 48, 16, 24]
+    sizes = [ctypes.sizeof(struct) for struct in STRUCTS]
+    assert sizes == [112, 48, 48, 16, 24, 48, 32]
 
 
 def test_all_functions_of_the_header_are_in_the_library():

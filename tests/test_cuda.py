@@ -6,11 +6,13 @@ here: index arithmetic, tables, alignment, order of sums and decisions are what 
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 import adamas
-from emulation import FakeArray, FakeTensor, emulator, on_device
+from emulation import IS_REAL, ExchangeTensor, FakeArray, FakeTensor, emulator, on_device, to_host
 from helpers import Arena, bits, half_values, values
 from test_identity import RULES, every_rule, problem
 
@@ -18,21 +20,22 @@ ml_dtypes = pytest.importorskip("ml_dtypes")
 
 HALVES = (np.float16, ml_dtypes.bfloat16)
 REALS = (np.float32, np.float64)
+emulated = pytest.mark.skipif(IS_REAL, reason="needs the emulated device")
+
 SIZES = (*range(20), 127, 1009, 4095, 4096, 4097, 16381, 16411, 40009)
 
 
 @pytest.fixture(autouse=True)
 def device():
     """Return the library of the emulated device, in use."""
+    if IS_REAL:
+        yield None
+        return
     library = emulator()
     before = library.adamas_emulated_allocations()
     yield library
+    gc.collect()
     assert library.adamas_emulated_allocations() == before  # nothing leaks
-
-
-def host(array):
-    """Return any kind of array as one of NumPy."""
-    return array.numpy() if hasattr(array, "numpy") else np.asarray(array)
 
 
 def assign(array, initial):
@@ -50,12 +53,13 @@ class Twins:
     """One optimizer on the CPU and one on the device, of the same parameters."""
 
     def __init__(self, arrays, make, *, offset=0):
-        self.arrays = {"cpu": Arena(arrays, 0).views, "gpu": Arena(arrays, offset).views}
+        self.arrays = {
+            "cpu": Arena(arrays, 0).views,
+            "gpu": [on_device(a, offset) for a in arrays],
+        }
         self.optimizers = {
-            "cpu": make([adamas.Parameter(a, f"w{i}") for i, a in enumerate(self.arrays["cpu"])]),
-            "gpu": make(
-                [adamas.Parameter(on_device(a), f"w{i}") for i, a in enumerate(self.arrays["gpu"])]
-            ),
+            name: make([adamas.Parameter(a, f"w{i}") for i, a in enumerate(arrays)])
+            for name, arrays in self.arrays.items()
         }
 
     @property
@@ -75,16 +79,18 @@ class Twins:
 
     def step(self, grads, *, offset=0):
         self.cpu(tuple(grads))
-        self.gpu(tuple(on_device(g) for g in Arena(grads, offset).views))
+        self.gpu(tuple(on_device(g, offset) for g in grads))
 
     def states(self, which):
         optimizer = self.optimizers[which]
-        found = {"param": self.arrays[which]}
-        found["moment1"] = [host(a) for a in optimizer.moment1]
-        found["moment2"] = [host(a) for a in optimizer.moment2]
-        found["vhat"] = [host(a) for a in optimizer.vhat]
-        found["master"] = [host(a) for a in optimizer.master_weights if a is not None]
-        return found
+        kinds = {
+            "param": self.arrays[which],
+            "moment1": optimizer.moment1,
+            "moment2": optimizer.moment2,
+            "vhat": optimizer.vhat,
+            "master": [array for array in optimizer.master_weights if array is not None],
+        }
+        return {kind: [to_host(array) for array in arrays] for kind, arrays in kinds.items()}
 
     def check(self, identity=None):
         wanted, found = self.states("cpu"), self.states("gpu")
@@ -170,6 +176,7 @@ def test_groups_with_many_rates(identity):
     twins.check(identity)
 
 
+@pytest.mark.skipif(IS_REAL, reason="counts launches of the emulated device")
 def test_a_thousand_parameters_take_few_launches(device, identity):
     rng = np.random.default_rng(6)
     arrays = [rng.standard_normal(10).astype(np.float32) for _ in range(1000)]
@@ -212,6 +219,7 @@ def test_setting_the_step(identity):
         twins.check(identity)
 
 
+@emulated
 def test_states_are_arrays_on_the_device():
     weight = np.ones((3, 4), np.float32)
     opt = adamas.Adam([adamas.Parameter(FakeArray(weight))])
@@ -225,6 +233,7 @@ def test_states_are_arrays_on_the_device():
     assert opt.target == "GPU"
 
 
+@emulated
 def test_dlpack_tensors_are_used_in_place():
     weight = np.ones(5, np.float32)
     tensor = FakeTensor(weight)
@@ -234,10 +243,47 @@ def test_dlpack_tensors_are_used_in_place():
     assert opt.parameters[0].data is tensor
 
 
+@emulated
+@pytest.mark.parametrize("dtype", [np.float32, *HALVES], ids=lambda d: np.dtype(d).name)
+def test_tensors_that_describe_themselves_in_c(dtype):
+    weight, other = np.ones((3, 4), dtype), np.ones((3, 4), dtype)
+    grad = np.linspace(-1, 1, 12).reshape(3, 4).astype(dtype)
+    opt = adamas.Adam([adamas.Parameter(ExchangeTensor(weight))], 0.1)
+    cpu = adamas.Adam([adamas.Parameter(other)], 0.1)
+    view = ExchangeTensor(grad)
+    for _ in range(2):
+        opt((view,))
+        cpu((grad,))
+    assert view.streams == []  # __dlpack__ was not called
+    assert same_bits(weight, other)
+
+
+@pytest.mark.parametrize(
+    ("grad", "error", "fragment"),
+    [
+        (lambda: ExchangeTensor(np.ones((3, 3), np.float32)), ValueError, "shape"),
+        (lambda: ExchangeTensor(np.ones((6,), np.float32)), ValueError, "shape"),
+        (lambda: ExchangeTensor(np.ones((3, 2))), TypeError, "float64"),
+        (lambda: ExchangeTensor(np.ones((3, 2), np.int32)), TypeError, "int32"),
+        (lambda: ExchangeTensor(np.ones((3, 4), np.float32)[:, ::2]), ValueError, "C-contiguous"),
+        (lambda: ExchangeTensor(np.ones((3, 2), np.float32), 1), ValueError, "device 1"),
+    ],
+)
+def test_described_tensors_that_are_refused(grad, error, fragment):
+    weight = fake()
+    opt = adamas.Adam([adamas.Parameter(weight)])
+    with pytest.raises(error, match=fragment):
+        opt((grad(),))
+    assert np.all(weight.host == 1)
+
+
 def fake(shape=(3, 2), dtype=np.float32, **options):
+    if IS_REAL:
+        pytest.skip("needs the emulated device")
     return FakeArray(np.ones(shape, dtype), **options)
 
 
+@emulated
 @pytest.mark.parametrize(
     ("data", "error", "fragment"),
     [
@@ -252,6 +298,7 @@ def test_parameters_that_are_refused(data, error, fragment):
         adamas.Parameter(data())
 
 
+@emulated
 def test_jax_arrays_are_refused_with_advice():
     class Array(FakeArray):
         pass
@@ -291,6 +338,7 @@ def test_a_gradient_that_shares_memory_is_refused():
         opt((opt.moment1[0],))
 
 
+@emulated
 def test_parameters_on_several_devices_are_refused():
     params = [adamas.Parameter(FakeTensor(np.ones(3, np.float32), d)) for d in (0, 1)]
     with pytest.raises(ValueError, match="one device"):

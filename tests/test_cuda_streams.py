@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import adamas
-from emulation import FakeArray, FakeTensor, emulator, on_device
+from emulation import IS_REAL, ExchangeTensor, FakeArray, FakeTensor, emulator, on_device
 from helpers import Falling, Rising, values
 from test_cuda import Twins, device, fake  # noqa: F401
 
-DENSE, STORE = 2, 0  # of the enumeration Kernel
+pytestmark = pytest.mark.skipif(IS_REAL, reason="needs the emulated device")
 
 
 def trace():
@@ -80,10 +80,26 @@ def test_producers_on_other_streams_are_waited_for():
     assert launch_streams(operations) == {112}
 
 
+def test_the_stream_on_which_a_library_works(monkeypatch):
+    opt = optimizer_of(fake())
+    grad = ExchangeTensor(np.ones((3, 2), np.float32))
+    monkeypatch.setattr(ExchangeTensor, "current_stream", 80)
+    trace()
+    opt((grad,))
+    assert launch_streams(trace()) == {80}
+
+
 def test_dlpack_producers_are_told_a_stream():
     grad = FakeTensor(np.ones((3, 2), np.float32))
-    optimizer_of(fake())((grad,))
+    opt = optimizer_of(fake())
+    trace()
+    opt((grad,))
     assert grad.streams == [1]  # DLPack's name of the default stream
+    assert launch_streams(trace()) == {1}
+    opt((grad,), stream=16)
+    operations = trace()
+    assert launch_streams(operations) == {16}
+    assert any(name == "record" and rest[1] == 1 for name, *rest in operations)
 
 
 def test_a_step_on_another_stream_comes_after_the_last():
@@ -286,6 +302,23 @@ def test_replays_have_the_bits_of_calls(numerics, options, identity):
         twins.gpu.refresh_rates(stream=16)
         graph.replay()
         twins.check(identity)
+
+
+def test_a_capture_is_found_by_the_stream_of_a_library(monkeypatch):
+    weight, other = np.ones((3, 2), np.float32), np.ones((3, 2), np.float32)
+    opt = optimizer_of(FakeArray(weight), capturable=True, weight_decay=Rising())
+    cpu = optimizer_of(other, weight_decay=Rising())
+    grad = ExchangeTensor(np.ones((3, 2), np.float32))
+    monkeypatch.setattr(ExchangeTensor, "current_stream", 80)
+    opt((grad,))
+    cpu((grad.host,))
+    with Graph(80) as graph:
+        opt((grad,))
+    for _ in range(2):
+        cpu((grad.host,))
+        opt.refresh_rates(stream=80)
+        graph.replay()
+        assert np.array_equal(weight, other)
 
 
 def test_what_can_not_be_captured():

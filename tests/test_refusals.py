@@ -192,6 +192,28 @@ def test_a_parameter_that_shrank():
     assert optimizer.global_step == 0
 
 
+@pytest.mark.filterwarnings("ignore:Setting the (dtype|strides):DeprecationWarning")
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [("dtype", np.int32, "given another type"), ("strides", (4, 8), "resized or moved")],
+)
+def test_a_parameter_that_was_reinterpreted(attribute, value, message):
+    param = np.ones((2, 2), np.float32)
+    optimizer = make_optimizer([param])
+    before = getattr(param, attribute)
+    try:
+        setattr(param, attribute, value)
+    except AttributeError:
+        pytest.skip("this NumPy does not let it be set")
+    grads = (np.ones((2, 2), np.float32),)
+    with pytest.raises(ValueError, match=f"'weight0' was {message}"):
+        optimizer(grads)
+    setattr(param, attribute, before)
+    assert (param == 1).all()
+    assert optimizer.global_step == 0
+    check_still_works(optimizer, grads)
+
+
 class Unreadable:
     def __init__(self, error):
         self._error = error

@@ -6,26 +6,13 @@
 #include <string>
 #include <utility>
 
+#include "bindings/dlpack.hpp"
 #include "bindings/register.hpp"
 
 namespace py = pybind11;
 
 namespace adamas::bindings {
 namespace {
-
-// The structs of DLPack 1.0 (dlpack.h).
-struct DLTensor {
-  void* data;
-  std::int32_t device_type;
-  std::int32_t device_id;
-  std::int32_t ndim;
-  std::uint8_t code;
-  std::uint8_t bits;
-  std::uint16_t lanes;
-  std::int64_t* shape;
-  std::int64_t* strides;  // null: C-contiguous
-  std::uint64_t byte_offset;
-};
 
 struct DLManagedTensor {
   DLTensor tensor;
@@ -43,34 +30,21 @@ struct DLManagedTensorVersioned {
 };
 
 constexpr std::uint64_t kReadOnly = 1;
-constexpr std::int32_t kDLCuda = 2;
-constexpr std::int32_t kDLCudaManaged = 13;
+
+// What producers were told to make wait: cudaStreamLegacy, DLPack's 1.
+constexpr std::uintptr_t kLegacyStream = 1;
 
 py::dtype type_of(const DLTensor& tensor) {
   const std::string bits = std::to_string(tensor.bits);
-  constexpr std::uint8_t kInt = 0;
-  constexpr std::uint8_t kFloat = 2;
-  constexpr std::uint8_t kBFloat = 4;
-  if (tensor.lanes == 1 && tensor.code == kInt) return py::dtype("int" + bits);
-  if (tensor.lanes == 1 && tensor.code == kFloat && tensor.bits >= 16) {
+  if (tensor.lanes == 1 && tensor.code == kDLInt) return py::dtype("int" + bits);
+  if (tensor.lanes == 1 && tensor.code == kDLFloat && tensor.bits >= 16) {
     return py::dtype("float" + bits);
   }
-  if (tensor.lanes == 1 && tensor.code == kBFloat && tensor.bits == 16) {
+  if (tensor.lanes == 1 && tensor.code == kDLBfloat && tensor.bits == 16) {
     return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
   }
   throw py::type_error("an array must be of a float type, got DLPack type code " +
                        std::to_string(tensor.code) + " of " + bits + " bits");
-}
-
-bool is_contiguous(const DLTensor& tensor) {
-  std::int64_t step = 1;
-  bool contiguous = true;
-  for (int axis = tensor.ndim - 1; axis >= 0 && tensor.strides != nullptr; --axis) {
-    if (tensor.shape[axis] == 0) return true;
-    contiguous = contiguous && (tensor.shape[axis] == 1 || tensor.strides[axis] == step);
-    step *= tensor.shape[axis];
-  }
-  return contiguous;
 }
 
 // Renames the capsule, so that it no longer frees the tensor, and returns one that does.
@@ -138,27 +112,30 @@ DeviceArray DeviceArray::from_dlpack(py::object capsule, py::object owner) {
   } else {
     holder = take<DLManagedTensor>(capsule, "dltensor", "used_dltensor", &tensor);
   }
-  if (tensor->device_type != kDLCuda && tensor->device_type != kDLCudaManaged) {
+  if (!tensor->is_on_cuda()) {
     throw py::buffer_error("an array is not on a CUDA device");
   }
-  if (!is_contiguous(*tensor)) {
+  if (!tensor->is_contiguous()) {
     throw py::value_error("an array on a device must be C-contiguous; pass a contiguous copy");
   }
   const std::vector<py::ssize_t> shape(tensor->shape, tensor->shape + tensor->ndim);
-  DeviceArray array(static_cast<char*>(tensor->data) + tensor->byte_offset, shape, type_of(*tensor),
-                    tensor->device_id, std::move(owner));
+  DeviceArray array(tensor->first(), shape, type_of(*tensor), tensor->device_id, std::move(owner));
   array.is_readonly_ = readonly;
+  array.set_stream(kLegacyStream);
   array.owner_ = py::make_tuple(array.owner_, holder);
   return array;
 }
 
 bool DeviceArray::has_moved() const {
-  if (!tells_address_) return false;
+  if (!tells_address_ || size_ == 0) return false;
   const py::handle teller = PyTuple_Check(owner_.ptr())
                                 ? py::handle(PyTuple_GET_ITEM(owner_.ptr(), 0))
                                 : py::handle(owner_);
-  return size_ > 0 && teller.attr("data_ptr")().cast<std::uintptr_t>() !=
-                          reinterpret_cast<std::uintptr_t>(data_);
+  DLTensor tensor;
+  const DLExchange* exchange = DLExchange::of(Py_TYPE(teller.ptr()));
+  if (exchange != nullptr && exchange->describe(teller, &tensor)) return tensor.first() != data_;
+  return teller.attr("data_ptr")().cast<std::uintptr_t>() !=
+         reinterpret_cast<std::uintptr_t>(data_);
 }
 
 void register_device_array(py::module_& module) {

@@ -41,6 +41,33 @@ bool find_by_name(PyObject* descriptor, DType* dtype) {
   return false;
 }
 
+// Whether it is a usual descriptor.
+bool find_usual(PyObject* descriptor, DType* dtype) {
+  for (const auto& [name, type] : kTypes) {
+    if (descriptor != usual_descriptor(type).load(std::memory_order_relaxed)) continue;
+    *dtype = type;
+    return true;
+  }
+  return false;
+}
+
+const py::detail::PyArray_Proxy& fields(const PyObject* array) {
+  return *py::detail::array_proxy(array);
+}
+
+// Asks for the head of an array object, and of one whose head is there already for its shape.
+// Objects lie scattered: without this, looking at thousands of small arrays waits for each.  Always
+// inlined, as core/prefetch.hpp says.
+__attribute__((always_inline)) inline void prefetch_head(const PyObject* array) {
+  __builtin_prefetch(array);
+  __builtin_prefetch(reinterpret_cast<const char*>(array) + 64);
+}
+
+__attribute__((always_inline)) inline void prefetch_shape(const PyObject* array,
+                                                          const PyObject* known_array) {
+  if (Py_TYPE(array) == Py_TYPE(known_array)) __builtin_prefetch(fields(array).dimensions);
+}
+
 DType dtype_of(const py::array& array, const std::string& name) {
   DType dtype;
   if (find_dtype(array, &dtype)) return dtype;
@@ -53,81 +80,62 @@ DType dtype_of(const py::array& array, const std::string& name) {
 }  // namespace
 
 bool find_dtype(py::handle array, DType* dtype) {
-  PyObject* descriptor = py::detail::array_proxy(array.ptr())->descr;
-  for (const auto& [name, type] : kTypes) {
-    if (descriptor != usual_descriptor(type).load(std::memory_order_relaxed)) continue;
-    *dtype = type;
-    return true;
+  PyObject* descriptor = fields(array.ptr()).descr;
+  return find_usual(descriptor, dtype) || find_by_name(descriptor, dtype);
+}
+
+BoundParameter::BoundParameter(py::array array, std::string name)
+    : array_(std::move(array)),
+      data_(fields(array_.ptr()).data),
+      axes_(static_cast<int>(array_.ndim())),
+      dtype_(dtype_of(array_, name)),
+      details_(new Details{
+          std::move(name), array_.size(), {array_.shape(), array_.shape() + array_.ndim()}}) {
+  std::copy_n(array_.shape(), std::min(axes_, kInline), inline_);
+  if ((array_.flags() & kFits) != kFits) {
+    throw py::value_error("parameter '" + details_->name + "' must be C-contiguous and aligned");
   }
-  return find_by_name(descriptor, dtype);
+  check_unchanged();
 }
 
-Shape::Shape(const py::ssize_t* lengths, py::ssize_t axes) : axes_(static_cast<int>(axes)) {
-  if (axes_ > kInline) heap_.assign(lengths, lengths + axes_);
-  if (axes_ <= kInline) std::copy_n(lengths, axes_, inline_);
-}
-
-bool Shape::is(const std::vector<py::ssize_t>& shape) const {
-  return std::equal(shape.begin(), shape.end(), lengths(), lengths() + axes_);
-}
-
-std::int64_t Shape::row_length() const {
+std::int64_t BoundParameter::row_length() const {
   std::int64_t length = 1;
   for (int axis = 1; axis < axes_; ++axis) length *= lengths()[axis];
   return length;
 }
 
-bool Shape::is_of(const py::detail::PyArray_Proxy& array) const {
-  if (array.nd != axes_) return false;
+bool BoundParameter::has_shape_of(const py::detail::PyArray_Proxy& other) const {
+  if (other.nd != axes_) return false;
   const py::ssize_t* wanted = lengths();
   for (int axis = 0; axis < axes_; ++axis) {  // a call of memcmp would cost more
-    if (array.dimensions[axis] != wanted[axis]) return false;
+    if (other.dimensions[axis] != wanted[axis]) return false;
   }
   return true;
 }
 
-BoundParameter::BoundParameter(py::object array, std::string name)
-    : BoundParameter(py::isinstance<DeviceArray>(array)
-                         ? BoundParameter(array.cast<const DeviceArray&>(), array, std::move(name))
-                         : BoundParameter(array.cast<py::array>(), std::move(name))) {}
+bool BoundParameter::is_writeable() const { return (fields(array_.ptr()).flags & kWriteable) != 0; }
 
-BoundParameter::BoundParameter(const py::array& array, std::string name)
-    : array_(array),
-      name_(std::move(name)),
-      dtype_(dtype_of(array, name_)),
-      shape_(array.shape(), array.ndim()),
-      count_(array.size()),
-      data_(py::detail::array_proxy(array.ptr())->data) {
-  if ((array.flags() & kFits) != kFits) {
-    throw py::value_error("parameter '" + name_ + "' must be C-contiguous and aligned");
-  }
-  check_unchanged();
+bool BoundParameter::is_in_place() const {
+  const py::detail::PyArray_Proxy& array = fields(array_.ptr());
+  return array.data == data_ && (array.flags & kFits) == kFits && has_shape_of(array);
 }
 
-// What from_device of python/adamas/device_arrays.py has checked is not checked again.
-BoundParameter::BoundParameter(const DeviceArray& array, py::object object, std::string name)
-    : array_(std::move(object)),
-      device_array_(&array),
-      name_(std::move(name)),
-      dtype_(array.dtype()),
-      shape_(array.shape().data(), static_cast<py::ssize_t>(array.shape().size())),
-      count_(array.size()),
-      data_(array.data()) {}
+bool BoundParameter::has_usual_type() const {
+  PyObject* usual = usual_descriptor(dtype_).load(std::memory_order_relaxed);
+  return fields(array_.ptr()).descr == usual;
+}
 
 void BoundParameter::check_unchanged() const {
-  if (device_array_ != nullptr) {
-    if (device_array_->has_moved()) {
-      throw py::value_error("parameter '" + name_ + "' was moved in memory after the optimizer " +
-                            "was made; make a new optimizer");
-    }
-    return;
+  if (!is_writeable()) {
+    throw py::value_error("parameter '" + name() + "' must be writable, but it is read-only");
   }
-  const auto* proxy = py::detail::array_proxy(array_.ptr());
-  if ((proxy->flags & kWriteable) == 0) {
-    throw py::value_error("parameter '" + name_ + "' must be writable, but it is read-only");
+  if (!is_in_place()) {
+    throw py::value_error("parameter '" + name() + "' was resized or moved in memory after the " +
+                          "optimizer was made; make a new optimizer");
   }
-  if (proxy->data != data_ || !shape_.is_of(*proxy)) {
-    throw py::value_error("parameter '" + name_ + "' was resized or moved in memory after the " +
+  DType dtype;
+  if (!has_usual_type() && !(find_dtype(array_, &dtype) && dtype == dtype_)) {
+    throw py::value_error("parameter '" + name() + "' was given another type after the " +
                           "optimizer was made; make a new optimizer");
   }
 }
@@ -136,22 +144,43 @@ bool BoundParameter::accepts(DType gradient) const {
   return (gradient == DType::float64) == (dtype_ == DType::float64);
 }
 
-bool BoundParameter::view(py::handle grad, Gradient* gradient) const {
-  if (device_array_ != nullptr) {
-    if (!py::isinstance<DeviceArray>(grad)) return false;
-    const auto& array = grad.cast<const DeviceArray&>();
-    gradient->values = array.data();
-    gradient->dtype = array.dtype();
-    gradient->device = array.device();
-    return shape_.is(array.shape()) && array.is_float() && accepts(array.dtype());
-  }
+bool BoundParameter::is_like(const PyObject* grad) const {
   // Subclasses may mean something else by their memory (a masked array): gradient() looks at them.
-  if (Py_TYPE(grad.ptr()) != Py_TYPE(array_.ptr())) return false;
-  const auto* proxy = py::detail::array_proxy(grad.ptr());
-  const bool fits = (proxy->flags & kFits) == kFits && shape_.is_of(*proxy) &&
-                    find_dtype(grad, &gradient->dtype) && accepts(gradient->dtype);
-  gradient->values = proxy->data;
-  return fits;
+  if (Py_TYPE(grad) != Py_TYPE(array_.ptr())) return false;
+  const py::detail::PyArray_Proxy& array = fields(grad);
+  return (array.flags & kFits) == kFits && has_shape_of(array);
+}
+
+bool BoundParameter::view(py::handle grad, Gradient* gradient) const {
+  if (!is_like(grad.ptr())) return false;
+  gradient->values = fields(grad.ptr()).data;
+  return find_dtype(grad, &gradient->dtype) && accepts(gradient->dtype);
+}
+
+bool BoundParameter::view(const BoundParameter* parameters, PyObject* const* grads,
+                          std::size_t count, Gradient* gradients) noexcept {
+  constexpr std::size_t kAhead = 8;  // parameters between a prefetch and its use
+  bool all = true;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (i + 2 * kAhead < count) {
+      prefetch_head(grads[i + 2 * kAhead]);
+      prefetch_head(parameters[i + 2 * kAhead].array_.ptr());
+    }
+    if (i + kAhead < count) {
+      prefetch_shape(grads[i + kAhead], parameters[i + kAhead].array_.ptr());
+      prefetch_shape(parameters[i + kAhead].array_.ptr(), parameters[i + kAhead].array_.ptr());
+    }
+    const BoundParameter& parameter = parameters[i];
+    Gradient gradient;
+    if (parameter.is_like(grads[i]) && find_usual(fields(grads[i]).descr, &gradient.dtype) &&
+        parameter.accepts(gradient.dtype)) {
+      gradient.values = fields(grads[i]).data;
+    }
+    gradients[i] = gradient;
+    all = all && gradient.values != nullptr && parameter.is_writeable() &&
+          parameter.is_in_place() && parameter.has_usual_type();
+  }
+  return all;
 }
 
 }  // namespace adamas::bindings

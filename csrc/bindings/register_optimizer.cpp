@@ -4,15 +4,17 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
-#include <algorithm>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "adamas/optimizer.hpp"
-#include "bindings/parameter.hpp"
+#include "bindings/device_gradients.hpp"
+#include "bindings/gradients.hpp"
 #include "bindings/register.hpp"
 
 namespace py = pybind11;
@@ -58,71 +60,75 @@ struct PyParameter {
   bool dense_only;
 };
 
-// The gradients of one call, and what keeps their memory.
-struct Views {
-  std::vector<Gradient> grads;
-  std::vector<RowIndices> rows;       // as many as there is room for: grads point into it
-  std::vector<py::object> converted;  // kept alive until the step is done
-  std::vector<void*> streams;         // that producers name
+// The scratch memory of a call, kept for the next.  A call beside another gets memory of its own.
+class ViewsLease {
+ public:
+  explicit ViewsLease(std::atomic<Views*>& idle) : idle_(idle), views_(idle.exchange(nullptr)) {
+    if (!views_) views_ = std::make_unique<Views>();
+  }
+  ~ViewsLease() {
+    views_->converted.clear();
+    views_->rows.clear();
+    views_->streams.clear();
+    delete idle_.exchange(views_.release());
+  }
+  ViewsLease(const ViewsLease&) = delete;
+  ViewsLease& operator=(const ViewsLease&) = delete;
+
+  Views& operator*() const { return *views_; }
+  Span<const Gradient> grads() const { return {views_->grads.data(), views_->grads.size()}; }
+
+ private:
+  std::atomic<Views*>& idle_;
+  std::unique_ptr<Views> views_;
 };
 
-class PyOptimizer {
-  static constexpr std::size_t kAhead = 8;  // arrays between a prefetch and its use
+// A parameter's position, a kind of state or None for the parameter itself, and the array that it
+// is copied to or from.
+using PyArrayCopy = std::tuple<std::size_t, std::optional<StateKind>, py::array>;
 
+class PyOptimizer {
  public:
-  // `convert(grad, array, label)` returns an array like the parameter's, or for sparse rows a tuple
-  // of indices and values, or raises.
+  // `convert` is that of GradientReader or DeviceReader.
   PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
-              py::function convert)
-      : format_(config.state_format), convert_(std::move(convert)) {
+              const py::function& convert)
+      : format_(config.state_format), reader_(convert), device_reader_(convert) {
     std::vector<ParameterSpec> specs;
     std::vector<void*> streams;
     for (const PyParameter& parameter : parameters) {
-      const BoundParameter& bound = parameters_.emplace_back(parameter.array, parameter.name);
-      ParameterSpec spec;
-      spec.data = bound.data();
-      spec.count = bound.count();
-      spec.dtype = bound.dtype();
-      spec.rates = parameter.rates;
-      spec.rows = bound.rows();
-      spec.centralize = parameter.centralize;
-      spec.device = bound.device();
-      specs.push_back(spec);
-      dense_only_.push_back(parameter.dense_only);
-      note_stream(parameter.array, streams);
+      specs.push_back(py::isinstance<DeviceArray>(parameter.array)
+                          ? add_on_device(parameter, &streams)
+                          : add(parameter));
+      specs.back().rates = parameter.rates;
+      specs.back().centralize = parameter.centralize;
+    }
+    if (reader_.size() > 0 && device_reader_.size() > 0) {
+      throw py::value_error(
+          "all parameters of an optimizer must be on one device; make one for each device");
     }
     raise(Optimizer::create(config, {specs.data(), specs.size()}, &optimizer_,
                             {streams.data(), streams.size()}));
   }
+  ~PyOptimizer() { delete idle_views_.load(); }
 
-  // `stream`: of a device; None: the one that a gradient's producer names, or the default one.
-  void step(py::handle grads, const RatesTable& rates, std::optional<std::uintptr_t> stream) {
+  void step(py::handle grads, const RatesTable& rates) {
     const py::tuple list = as_tuple(grads);
-    if (list.size() != parameters_.size()) {
-      throw py::value_error("grads must hold one gradient for each of the " +
-                            std::to_string(parameters_.size()) + " parameters, got " +
-                            std::to_string(list.size()));
-    }
-    Views views;
-    views.grads.resize(list.size());
-    const auto grad = [&](std::size_t i) {
-      return py::handle(PyTuple_GET_ITEM(list.ptr(), static_cast<py::ssize_t>(i)));
-    };
-    const std::size_t count = list.size();
-    for (std::size_t i = 0; i < count; ++i) {
-      if (i + 2 * kAhead < count) prefetch_head(grad(i + 2 * kAhead));
-      if (i + kAhead < count) prefetch_shape(grad(i + kAhead));
-      view(grad(i), i, count, views, &views.grads[i]);
-    }
-    // After all conversions, which run foreign code.
-    for (std::size_t i = 0; i < count; ++i) {
-      if (i + 2 * kAhead < count) prefetch_head(parameters_[i + 2 * kAhead].array());
-      if (i + kAhead < count) prefetch_shape(parameters_[i + kAhead].array());
-      parameters_[i].check_unchanged();
-    }
+    check_count(list);
+    const ViewsLease views(idle_views_);
+    reader_.read(list, optimizer_->num_threads(), *views);
+    raise(without_gil([&] { return optimizer_->step(views.grads(), span(rates)); }));
+  }
+
+  // Of parameters on a device.  Without `stream`: on the one that a gradient's producer names, or
+  // the default one.
+  void step_on_device(py::handle grads, const RatesTable& rates,
+                      std::optional<std::uintptr_t> stream) {
+    const py::tuple list = as_tuple(grads);
+    check_count(list);
+    const ViewsLease views(idle_views_);
+    device_reader_.read(list, *views);
     raise(without_gil([&] {
-      return optimizer_->step({views.grads.data(), views.grads.size()}, span(rates),
-                              queueing(stream, views));
+      return optimizer_->step(views.grads(), span(rates), DeviceReader::queueing(stream, *views));
     }));
   }
 
@@ -131,11 +137,16 @@ class PyOptimizer {
   }
 
   void apply(std::size_t i, py::handle grad, std::optional<std::uintptr_t> stream) {
-    Views views;
-    Gradient gradient;
-    view(grad, i, 1, views, &gradient);
-    parameters_.at(i).check_unchanged();
-    raise(without_gil([&] { return optimizer_->apply(i, gradient, queueing(stream, views)); }));
+    const ViewsLease views(idle_views_);
+    if (is_on_device()) {
+      device_reader_.read(i, grad, *views);
+      raise(without_gil([&] {
+        return optimizer_->apply(i, views.grads()[0], DeviceReader::queueing(stream, *views));
+      }));
+      return;
+    }
+    reader_.read(i, grad, *views);
+    raise(without_gil([&] { return optimizer_->apply(i, views.grads()[0]); }));
   }
 
   void end_step() {
@@ -151,8 +162,11 @@ class PyOptimizer {
         [&] { return optimizer_->set_rates(span(rates), reinterpret_cast<void*>(stream)); }));
   }
 
-  bool is_capturing(std::uintptr_t stream) const {
-    return optimizer_->is_capturing(reinterpret_cast<void*>(stream));
+  // Whether the stream that a step with these gradients would be queued on is being captured.
+  bool is_capturing(py::handle grads, std::optional<std::uintptr_t> stream) const {
+    Views views;
+    if (!stream) device_reader_.find_streams(as_tuple(grads), &views.streams);
+    return optimizer_->is_capturing(DeviceReader::queueing(stream, views).stream);
   }
 
   void set_loss_scale(double loss_scale) {
@@ -165,31 +179,30 @@ class PyOptimizer {
 
   // The state of parameter i as an array that keeps this object alive, or None.
   py::object state(StateKind kind, std::size_t i, const py::object& self) const {
-    const BoundParameter& parameter = parameters_.at(i);
-    std::vector<py::ssize_t> shape = parameter.shape();
-    py::dtype dtype = real_type(parameter.dtype()) == DType::float64 ? py::dtype::of<double>()
-                                                                     : py::dtype::of<float>();
+    const Described parameter = describe(i);
+    std::vector<py::ssize_t> shape = parameter.shape;
+    py::dtype dtype = real_type(parameter.dtype) == DType::float64 ? py::dtype::of<double>()
+                                                                   : py::dtype::of<float>();
     if (kind == StateKind::row_step) {
-      shape = {parameter.rows()};
+      shape = {shape.empty() ? 1 : shape[0]};
       dtype = py::dtype::of<std::int64_t>();
     }
     if (kind == StateKind::moment1 || kind == StateKind::moment2) {
       if (format_ != StateFormat::real) return decoded(kind, i, shape);
     }
     void* data = optimizer_->state(kind, i);
-    if (data != nullptr && parameter.device() != kCpu) {
-      return py::cast(DeviceArray(data, shape, dtype, parameter.device(), self));
+    if (data != nullptr && optimizer_->device() != kCpu) {
+      return py::cast(DeviceArray(data, shape, dtype, optimizer_->device(), self));
     }
     if (data != nullptr) return py::array(dtype, shape, data, self);
-    const bool is_kept =
-        kind != StateKind::master || real_type(parameter.dtype()) != parameter.dtype();
-    if (parameter.count() == 0 && is_kept) return py::array(dtype, shape);
+    const bool is_kept = kind != StateKind::master || real_type(parameter.dtype) != parameter.dtype;
+    if (parameter.count == 0 && is_kept) return py::array(dtype, shape);
     return py::none();
   }
 
   // The memory of a moment or of its scales in its stored format, as unsigned integers.
   py::array stored(StateKind kind, std::size_t i, const py::object& self) const {
-    const BoundParameter& parameter = parameters_.at(i);
+    const Described parameter = describe(i);
     const std::int64_t block = optimizer_->scale_block(i);
     const bool is_moment = kind == StateKind::moment1 || kind == StateKind::moment2;
     const bool is_scale = kind == StateKind::scale1 || kind == StateKind::scale2;
@@ -199,10 +212,9 @@ class PyOptimizer {
     const bool is_bfloat16 = format_ == StateFormat::bfloat16;
     const py::dtype dtype =
         is_bfloat16 ? py::dtype::of<std::uint16_t>() : py::dtype::of<std::uint8_t>();
-    const std::int64_t count =
-        is_moment ? parameter.count() : (parameter.count() + block - 1) / block;
+    const std::int64_t count = is_moment ? parameter.count : (parameter.count + block - 1) / block;
     void* data = optimizer_->state(kind, i);
-    if (data != nullptr && parameter.device() != kCpu) {
+    if (data != nullptr && optimizer_->device() != kCpu) {
       py::array copy(dtype, count);
       read_device(data, copy);
       return copy;
@@ -222,9 +234,88 @@ class PyOptimizer {
     raise(without_gil([&] { return optimizer_->write_device(device, source, nbytes); }));
   }
 
+  Counters save(const std::vector<PyArrayCopy>& to) const {
+    const std::vector<ArrayCopy> copies = views(to, py::array::c_style | kWriteable);
+    Counters counters;
+    raise(without_gil([&] { return optimizer_->save({copies.data(), copies.size()}, &counters); }));
+    return counters;
+  }
+
+  void load(const std::vector<PyArrayCopy>& from, const Counters& counters) {
+    const std::vector<ArrayCopy> copies = views(from, py::array::c_style);
+    raise(without_gil([&] { return optimizer_->load({copies.data(), copies.size()}, counters); }));
+  }
+
   const Optimizer& optimizer() const { return *optimizer_; }
 
  private:
+  static constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+
+  // What state looks like depends on.
+  struct Described {
+    DType dtype;
+    std::vector<py::ssize_t> shape;
+    std::int64_t count;
+  };
+
+  bool is_on_device() const { return device_reader_.size() > 0; }
+  std::size_t size() const { return is_on_device() ? device_reader_.size() : reader_.size(); }
+
+  void check_count(const py::tuple& grads) const {
+    if (grads.size() == size()) return;
+    throw py::value_error("grads must hold one gradient for each of the " + std::to_string(size()) +
+                          " parameters, got " + std::to_string(grads.size()));
+  }
+
+  ParameterSpec add(const PyParameter& parameter) {
+    const BoundParameter& bound =
+        reader_.add(parameter.array.cast<py::array>(), parameter.name, parameter.dense_only);
+    ParameterSpec spec;
+    spec.data = bound.data();
+    spec.count = bound.count();
+    spec.dtype = bound.dtype();
+    spec.rows = bound.rows();
+    return spec;
+  }
+
+  ParameterSpec add_on_device(const PyParameter& parameter, std::vector<void*>* streams) {
+    const DeviceArray& array =
+        device_reader_.add(parameter.array, parameter.name, parameter.dense_only);
+    ParameterSpec spec;
+    spec.data = array.data();
+    spec.count = array.size();
+    spec.dtype = array.dtype();
+    spec.rows = array.shape().empty() ? 1 : array.shape()[0];
+    spec.device = array.device();
+    if (array.stream() != nullptr) streams->push_back(array.stream());
+    return spec;
+  }
+
+  Described describe(std::size_t i) const {
+    if (is_on_device()) {
+      const DeviceArray& array = device_reader_.array(i);
+      return {array.dtype(), array.shape(), array.size()};
+    }
+    const BoundParameter& parameter = reader_.parameter(i);
+    const py::array& array = parameter.array();
+    return {parameter.dtype(), {array.shape(), array.shape() + array.ndim()}, parameter.count()};
+  }
+
+  // Views arrays that have all of `flags`; the core looks at their sizes.
+  std::vector<ArrayCopy> views(const std::vector<PyArrayCopy>& arrays, int flags) const {
+    std::vector<ArrayCopy> copies;
+    for (const auto& [i, kind, array] : arrays) {
+      if ((array.flags() & flags) != flags) {
+        throw py::value_error("an array to copy must be C-contiguous, and writable to be saved to");
+      }
+      if (!kind && is_on_device()) device_reader_.check_unmoved(i);
+      if (!kind && !is_on_device()) reader_.parameter(i).check_unchanged();
+      copies.push_back(
+          {i, kind, const_cast<void*>(array.data()), static_cast<std::size_t>(array.nbytes())});
+    }
+    return copies;
+  }
+
   // A read-only float32 copy of a moment that is stored in another format.
   py::array decoded(StateKind kind, std::size_t i, const std::vector<py::ssize_t>& shape) const {
     py::array_t<float> values(shape);
@@ -249,90 +340,19 @@ class PyOptimizer {
         std::string(Py_TYPE(grads.ptr())->tp_name));
   }
 
-  // Views gradient i of `total`, converting it if need be.
-  void view(py::handle grad, std::size_t i, std::size_t total, Views& views,
-            Gradient* gradient) const {
-    const BoundParameter& parameter = parameters_.at(i);
-    if (parameter.view(grad, gradient)) return;
-    const std::string label =
-        "grads[" + std::to_string(i) + "] (for parameter '" + parameter.name() + "')";
-    const py::object result = convert_(grad, parameter.array(), label);
-    views.converted.push_back(result);
-    gradient->device = parameter.device();
-    if (parameter.device() != kCpu) note_stream(result, views.streams);
-    if (PyTuple_Check(result.ptr())) {
-      if (dense_only_[i]) {
-        throw py::value_error(label + " must be dense: the parameter has grad_centralization");
-      }
-      if (views.rows.empty()) views.rows.reserve(total);
-      gradient->rows = &views.rows.emplace_back();
-      view_rows(result, parameter, &views.rows.back(), gradient);
-    } else if (!parameter.view(result, gradient)) {
-      throw py::type_error(label + " could not be converted");
-    }
-  }
-
-  // What convert_ returned is checked once more: it decides which memory is read.
-  static void view_rows(py::handle pair, const BoundParameter& parameter, RowIndices* rows,
-                        Gradient* gradient) {
-    if (parameter.device() != kCpu) return view_device_rows(pair, parameter, rows, gradient);
-    const auto [indices, values] = pair.cast<std::pair<py::array, py::array>>();
-    rows->data = indices.data();
-    rows->count = indices.size();
-    rows->is_int64 = indices.itemsize() == 8;
-    gradient->values = values.data();
-    const bool fits = indices.dtype().kind() == 'i' && indices.itemsize() >= 4 &&
-                      (indices.flags() & py::array::c_style) != 0 &&
-                      (values.flags() & py::array::c_style) != 0 &&
-                      values.size() == rows->count * parameter.row_length() &&
-                      find_dtype(values, &gradient->dtype) && parameter.accepts(gradient->dtype);
-    if (!fits) throw py::type_error("a sparse gradient could not be converted");
-  }
-
-  static void view_device_rows(py::handle pair, const BoundParameter& parameter, RowIndices* rows,
-                               Gradient* gradient) {
-    const auto [indices, values] = pair.cast<std::pair<const DeviceArray*, const DeviceArray*>>();
-    rows->data = indices->data();
-    rows->count = indices->size();
-    rows->is_int64 = indices->item_nbytes() == 8;
-    gradient->values = values->data();
-    gradient->dtype = values->dtype();
-    const bool fits = indices->is_index() && values->is_float() &&
-                      indices->device() == parameter.device() &&
-                      values->device() == parameter.device() &&
-                      values->size() == rows->count * parameter.row_length() &&
-                      parameter.accepts(gradient->dtype);
-    if (!fits) throw py::type_error("a sparse gradient could not be converted");
-  }
-
-  static Queueing queueing(std::optional<std::uintptr_t> stream, const Views& views) {
-    void* const named = views.streams.empty() ? nullptr : views.streams.front();
-    return {stream ? reinterpret_cast<void*>(*stream) : named,
-            {views.streams.data(), views.streams.size()}};
-  }
-
-  // The streams that producers name, each once.
-  static void note_stream(py::handle converted, std::vector<void*>& streams) {
-    if (PyTuple_Check(converted.ptr())) {
-      for (const py::handle part : converted.cast<py::tuple>()) note_stream(part, streams);
-    } else if (py::isinstance<DeviceArray>(converted)) {
-      void* const stream = converted.cast<const DeviceArray&>().stream();
-      const bool known = std::find(streams.begin(), streams.end(), stream) != streams.end();
-      if (stream != nullptr && !known) streams.push_back(stream);
-    }
-  }
-
   // Names the parameter that a status speaks of.
   void raise(const Status& status) const {
     const auto i = static_cast<std::size_t>(status.index());
-    raise_if_error(status, status.index() < 0 ? "" : ": '" + parameters_.at(i).name() + "'");
+    if (status.index() < 0) return raise_if_error(status);
+    const std::string& name = is_on_device() ? device_reader_.name(i) : reader_.parameter(i).name();
+    raise_if_error(status, ": '" + name + "'");
   }
 
-  std::vector<BoundParameter> parameters_;
-  std::vector<bool> dense_only_;
-  std::unique_ptr<Optimizer> optimizer_;
   StateFormat format_;
-  py::function convert_;
+  GradientReader reader_;  // of NumPy arrays
+  DeviceReader device_reader_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::atomic<Views*> idle_views_{nullptr};
 };
 
 }  // namespace
@@ -389,12 +409,21 @@ void register_optimizer(py::module_& module) {
       .def_readwrite("skip_nonfinite", &AdamConfig::skip_nonfinite)
       .def_readwrite("max_grad_norm", &AdamConfig::max_grad_norm)
       .def_readwrite("num_threads", &AdamConfig::num_threads)
-      .def_readwrite("capturable", &AdamConfig::capturable);
+      .def_readwrite("capturable", &AdamConfig::capturable)
+      .def_readwrite("use_offload", &AdamConfig::use_offload);
+  py::class_<Counters>(module, "Counters")
+      .def(py::init<>())
+      .def_readwrite("global_step", &Counters::global_step)
+      .def_readwrite("skipped_steps", &Counters::skipped_steps)
+      .def_readwrite("loss_scale", &Counters::loss_scale)
+      .def_readwrite("last_grad_norm", &Counters::last_grad_norm)
+      .def_readwrite("last_step_skipped", &Counters::last_step_skipped);
   py::class_<PyOptimizer>(module, "Optimizer")
-      .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, py::function>(),
+      .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, const py::function&>(),
            py::arg("parameters"), py::arg("config"), py::arg("convert"))
-      .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"),
-           py::arg("stream") = py::none())
+      .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"))
+      .def("step_on_device", &PyOptimizer::step_on_device, py::arg("grads"), py::arg("rates"),
+           py::arg("stream"))
       .def("begin_step", &PyOptimizer::begin_step, py::arg("rates"))
       .def("apply", &PyOptimizer::apply, py::arg("index"), py::arg("grad"),
            py::arg("stream") = py::none())
@@ -403,7 +432,7 @@ void register_optimizer(py::module_& module) {
       .def("write_device", [](PyOptimizer& self, const DeviceArray& array,
                               const py::array& host) { self.write_device(array.data(), host); })
       .def("set_rates", &PyOptimizer::set_rates, py::arg("rates"), py::arg("stream"))
-      .def("is_capturing", &PyOptimizer::is_capturing, py::arg("stream"))
+      .def("is_capturing", &PyOptimizer::is_capturing, py::arg("grads"), py::arg("stream"))
       .def("end_step", &PyOptimizer::end_step)
       .def("cancel_step", &PyOptimizer::cancel_step)
       .def_property(
@@ -429,6 +458,8 @@ void register_optimizer(py::module_& module) {
             return self.cast<const PyOptimizer&>().stored(kind, i, self);
           },
           py::arg("kind"), py::arg("index"))
+      .def("save", &PyOptimizer::save, py::arg("to"))
+      .def("load", &PyOptimizer::load, py::arg("from_"), py::arg("counters"))
       .def_property(
           "global_step", [](const PyOptimizer& self) { return self.optimizer().global_step(); },
           &PyOptimizer::set_global_step)

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "adamas/optimizer.hpp"
@@ -57,11 +58,18 @@ void set_defaults(adamas_gradient* gradient) {
 
 void set_defaults(adamas_queueing*) {}
 
+void set_defaults(adamas_counters* counters) {
+  const Counters usual;
+  counters->loss_scale = usual.loss_scale;
+  counters->last_grad_norm = usual.last_grad_norm;
+}
+
 // Of the first version: no program has shorter ones.  Never to be changed.
-constexpr std::size_t first_size(const adamas_config&) { return 104; }
+constexpr std::size_t first_size(const adamas_config&) { return 112; }
 constexpr std::size_t first_size(const adamas_parameter&) { return 48; }
 constexpr std::size_t first_size(const adamas_gradient&) { return 48; }
 constexpr std::size_t first_size(const adamas_queueing&) { return 32; }
+constexpr std::size_t first_size(const adamas_counters&) { return 48; }
 
 template <class Struct>
 void init(Struct* given, std::size_t struct_size) {
@@ -140,6 +148,7 @@ Status to_cpp(const adamas_config* given, AdamConfig* config) {
   config->use_locking = c.use_locking != 0;
   config->skip_nonfinite = c.skip_nonfinite != 0;
   config->capturable = c.capturable != 0;
+  config->use_offload = c.use_offload != 0;
   return {};
 }
 
@@ -180,6 +189,21 @@ Status to_cpp(const adamas_rates* given, std::size_t count, std::vector<Rates>* 
   rates->reserve(count);
   for (std::size_t k = 0; k < count; ++k) {
     rates->push_back({given[k].learning_rate, given[k].weight_decay});
+  }
+  return {};
+}
+
+// The copies; the function that is called with them only reads what load() was given.
+Status to_cpp(const adamas_array_copy* given, std::size_t count, std::vector<ArrayCopy>* copies) {
+  if (given == nullptr && count > 0) return bad("the arrays are missing");
+  for (std::size_t k = 0; k < count; ++k) {
+    ArrayCopy copy{given[k].parameter, std::nullopt, given[k].data, given[k].nbytes};
+    StateKind kind;
+    if (given[k].kind != ADAMAS_PARAM) {
+      if (!to_enum(given[k].kind, StateKind::scale2, &kind)) return bad("unknown kind of state");
+      copy.kind = kind;
+    }
+    copies->push_back(copy);
   }
   return {};
 }
@@ -234,6 +258,40 @@ Status apply(adamas_optimizer* optimizer, std::size_t index, const adamas_gradie
   return optimizer->native->apply(index, grad, queueing);
 }
 
+Status save(const adamas_optimizer* optimizer, const adamas_array_copy* to, std::size_t count,
+            adamas_counters* counters) {
+  if (optimizer == nullptr || counters == nullptr) return bad("a pointer is null");
+  adamas_counters c;
+  if (!read(counters, &c)) return bad(kUnknownStruct);
+  std::vector<ArrayCopy> copies;
+  if (Status status = to_cpp(to, count, &copies); !status.ok()) return status;
+  Counters now;
+  if (Status status = optimizer->native->save(copies, &now); !status.ok()) return status;
+  c.global_step = now.global_step;
+  c.skipped_steps = now.skipped_steps;
+  c.loss_scale = now.loss_scale;
+  c.last_grad_norm = now.last_grad_norm;
+  c.last_step_skipped = now.last_step_skipped ? 1 : 0;
+  std::memcpy(counters, &c, std::min(c.struct_size, sizeof(c)));
+  return {};
+}
+
+Status load(adamas_optimizer* optimizer, const adamas_array_copy* from, std::size_t count,
+            const adamas_counters* counters) {
+  if (optimizer == nullptr || counters == nullptr) return bad("a pointer is null");
+  adamas_counters c;
+  if (!read(counters, &c)) return bad(kUnknownStruct);
+  std::vector<ArrayCopy> copies;
+  if (Status status = to_cpp(from, count, &copies); !status.ok()) return status;
+  Counters wanted;
+  wanted.global_step = c.global_step;
+  wanted.skipped_steps = c.skipped_steps;
+  wanted.loss_scale = c.loss_scale;
+  wanted.last_grad_norm = c.last_grad_norm;
+  wanted.last_step_skipped = c.last_step_skipped != 0;
+  return optimizer->native->load(copies, wanted);
+}
+
 // Calls `function(native, rates)`.
 template <class Function>
 adamas_status with_rates(adamas_optimizer* optimizer, const adamas_rates* given, std::size_t count,
@@ -269,6 +327,10 @@ void adamas_gradient_init(adamas_gradient* gradient, size_t struct_size) {
 
 void adamas_queueing_init(adamas_queueing* queueing, size_t struct_size) {
   c::init(queueing, struct_size);
+}
+
+void adamas_counters_init(adamas_counters* counters, size_t struct_size) {
+  c::init(counters, struct_size);
 }
 
 adamas_status adamas_create(const adamas_config* config, const adamas_parameter* parameters,
@@ -346,6 +408,16 @@ adamas_status adamas_decode_moment(const adamas_optimizer* optimizer, int32_t ki
     if (values == nullptr) return c::bad("a pointer is null");
     return native.decode_moment(known, index, values);
   });
+}
+
+adamas_status adamas_save(const adamas_optimizer* optimizer, const adamas_array_copy* to,
+                          size_t count, adamas_counters* counters) {
+  return c::guarded([&] { return c::save(optimizer, to, count, counters); });
+}
+
+adamas_status adamas_load(adamas_optimizer* optimizer, const adamas_array_copy* from, size_t count,
+                          const adamas_counters* counters) {
+  return c::guarded([&] { return c::load(optimizer, from, count, counters); });
 }
 
 int64_t adamas_scale_block(const adamas_optimizer* optimizer, size_t index) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <new>
@@ -17,6 +18,7 @@
 #include "core/storage.hpp"
 #include "cpu/float_environment.hpp"
 #include "cpu/isa.hpp"
+#include "cuda/offload.hpp"
 #include "cuda/stepper.hpp"
 #include "rules/fold.hpp"
 
@@ -83,6 +85,17 @@ Status check(Span<const Rates> rates, std::size_t wanted) {
 }  // namespace
 
 struct Optimizer::Impl {
+  // The last dense gradient of a parameter that was found to overlap nothing.  Most come again.
+  struct Accepted {
+    const void* values = nullptr;
+    DType dtype = DType::float32;
+
+    bool is(const Gradient& grad) const {
+      return values != nullptr && grad.values == values && grad.dtype == dtype &&
+             grad.rows == nullptr;
+    }
+  };
+
   // beta^step as MindSpore multiplies it up; recomputed when global_step was set back.
   struct RunningPowers {
     std::int64_t step = 0;
@@ -95,10 +108,17 @@ struct Optimizer::Impl {
   Status check_format(Span<const ParameterSpec> parameters) const;
   Status check_scales() const;
   void load_masters();
-  Status check_grads(const core::Selection& selection) noexcept;
-  Status check_grad(core::Tensor& tensor, const Gradient& grad, std::int64_t index) noexcept;
-  Status check_rows(const core::Tensor& tensor, const Gradient& grad, std::int64_t index) noexcept;
+  Status check_grads(core::Selection& selection) noexcept;
+  Status check_grad(const core::Tensor& tensor, const Gradient& grad) noexcept;
+  Status check_rows(const core::Tensor& tensor, const Gradient& grad) noexcept;
   Status check_closed() const noexcept;
+  Status check_copies(Span<const ArrayCopy> copies) const noexcept;
+  Status check_row_steps(const ArrayCopy& copy, std::int64_t newest) const noexcept;
+  Status check_load(Span<const ArrayCopy> from, const Counters& counters) const noexcept;
+  char* array_of(const ArrayCopy& copy) const noexcept;
+  Status copy_out(const ArrayCopy& copy) const noexcept;
+  Status copy_in(const ArrayCopy& copy) noexcept;
+  void close() noexcept;
   rules::Corrections corrections(std::int64_t step) noexcept;
   Status fold(Span<const Rates> rates, double factor) noexcept;
   Status step(Span<const Gradient> grads, Span<const Rates> rates,
@@ -107,7 +127,12 @@ struct Optimizer::Impl {
                           const Queueing& queueing) noexcept;
   cuda::Control outcome() const noexcept;
   bool device_decides() const { return device_stepper != nullptr && device_stepper->decides(); }
-  Status open_device(Span<const ParameterSpec> parameters);
+  Status open_device(Span<const ParameterSpec> parameters, std::vector<ParameterSpec>* copies);
+  Status step_offloaded(Span<const Gradient> grads, Span<const Rates> rates,
+                        const Queueing& queueing) noexcept;
+  Status update_offloaded(Span<const Gradient> grads, Span<const Rates> rates) noexcept;
+  Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept;
+  bool streams(Span<const Gradient> grads) const noexcept;
   Status clip(const cpu::Measure& measure, Span<const Rates> rates) noexcept;
   void decode(const core::Tensor& tensor, StateKind kind, float* values) const noexcept;
   Status decode_on_host(const core::Tensor& tensor, StateKind kind, float* values) const noexcept;
@@ -116,12 +141,17 @@ struct Optimizer::Impl {
   AdamConfig config;
   // First, so that it goes last: it owns the state on the device.  Null: the CPU.
   std::unique_ptr<cuda::Stepper> device_stepper;
+  // Parameters on a device that are updated on the host; owns the copies.  Null: none are.
+  std::unique_ptr<cuda::Offload> offload;
   core::Storage storage;
   core::Stepper stepper;
   core::ParameterLocks locks;
   std::size_t rates_count = 0;
+  std::vector<Accepted> accepted;  // by parameter
 
-  mutable std::mutex mutex;  // of one call at a time; taken before `locks`
+  mutable std::mutex mutex;      // of one call at a time; taken before `locks`
+  rules::Squares squares1{0.0};  // of beta1
+  rules::Squares squares2{0.0};
   RunningPowers powers;
   bool open = false;          // between begin_step and end_step
   std::vector<char> applied;  // by parameter, while open
@@ -135,6 +165,8 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
                                 Span<void* const> after) {
   const cpu::FloatEnvironment pinned;  // master weights are loaded here
   config = options;
+  squares1 = rules::Squares(config.beta1);
+  squares2 = rules::Squares(config.beta2);
   if (config.num_threads == 0) config.num_threads = available_threads();
   for (std::size_t i = 0; i < parameters.size; ++i) {
     Status status = check(config, parameters[i], static_cast<std::int64_t>(i));
@@ -142,29 +174,41 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
     rates_count = std::max(rates_count, static_cast<std::size_t>(parameters[i].rates) + 1);
   }
   if (Status status = check_format(parameters); !status.ok()) return status;
-  if (Status status = open_device(parameters); !status.ok()) return status;
+  std::vector<ParameterSpec> copies;
+  if (Status status = open_device(parameters, &copies); !status.ok()) return status;
   core::Storage::Allocate allocate;
   if (device_stepper) {
     allocate = [this](std::size_t nbytes) { return device_stepper->allocate_state(nbytes); };
   }
-  if (Status status = storage.prepare(config, parameters, allocate); !status.ok()) return status;
+  const Span<const ParameterSpec> placed =
+      offload ? Span<const ParameterSpec>{copies.data(), copies.size()} : parameters;
+  if (Status status = storage.prepare(config, placed, allocate); !status.ok()) return status;
   if (Status status = check_scales(); !status.ok()) return status;
-  if (config.use_locking) locks.prepare(storage.tensors());
+  if (config.use_locking) {
+    std::vector<core::Tensor> tensors = storage.tensors();
+    for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i].spec.data = parameters[i].data;
+    locks.prepare(tensors);
+  }
   applied.resize(parameters.size);
+  accepted.resize(parameters.size);
   if (device_stepper) return device_stepper->prepare(config, storage, rates_count, after);
   stepper.prepare(config, storage, rates_count);
   load_masters();
   return {};
 }
 
-Status Optimizer::Impl::open_device(Span<const ParameterSpec> parameters) {
+Status Optimizer::Impl::open_device(Span<const ParameterSpec> parameters,
+                                    std::vector<ParameterSpec>* copies) {
   const std::int32_t device = parameters.size == 0 ? kCpu : parameters[0].device;
   for (std::size_t i = 0; i < parameters.size; ++i) {
     if (parameters[i].device == device) continue;
     return bad("all parameters of an optimizer must be on one device; make one for each device",
                static_cast<std::int64_t>(i));
   }
-  return device == kCpu ? Status{} : cuda::Stepper::open(device, &device_stepper);
+  if (device == kCpu) return {};
+  if (!config.use_offload) return cuda::Stepper::open(device, &device_stepper);
+  if (config.capturable) return bad("capturable and use_offload exclude each other");
+  return cuda::Offload::open(parameters, &offload, copies);
 }
 
 Status Optimizer::Impl::check_format(Span<const ParameterSpec> parameters) const {
@@ -197,8 +241,8 @@ void Optimizer::Impl::load_masters() {
   }
 }
 
-Status Optimizer::Impl::check_rows(const core::Tensor& tensor, const Gradient& grad,
-                                   std::int64_t index) noexcept {
+Status Optimizer::Impl::check_rows(const core::Tensor& tensor, const Gradient& grad) noexcept {
+  const std::int64_t index = tensor.index;
   const RowIndices& rows = *grad.rows;
   if (tensor.spec.centralize) {
     return bad("a centralized parameter must not have a sparse gradient", index);
@@ -222,32 +266,31 @@ Status Optimizer::Impl::check_rows(const core::Tensor& tensor, const Gradient& g
   return {};
 }
 
-Status Optimizer::Impl::check_grad(core::Tensor& tensor, const Gradient& grad,
-                                   std::int64_t index) noexcept {
+Status Optimizer::Impl::check_grad(const core::Tensor& tensor, const Gradient& grad) noexcept {
+  const std::int64_t index = tensor.index;
   if (grad.device != tensor.spec.device) {
     return bad("a gradient must be where its parameter is", index);
   }
   if ((grad.dtype == DType::float64) != (tensor.spec.dtype == DType::float64)) {
     return bad("a gradient has a type that does not go with its parameter's", index);
   }
-  if (grad.rows != nullptr) return check_rows(tensor, grad, index);
+  if (grad.rows != nullptr) return check_rows(tensor, grad);
   const std::size_t nbytes = static_cast<std::size_t>(tensor.spec.count) * item_size(grad.dtype);
   if (nbytes == 0) return {};
-  if (grad.values == tensor.checked_grad && nbytes == tensor.checked_nbytes) return {};
   if (grad.values == nullptr) return bad("a gradient is missing", index);
   if (storage.overlaps(grad.values, nbytes)) {
     return {StatusCode::overlap, "a gradient shares memory with a parameter or the state", index};
   }
-  tensor.checked_grad = grad.values;
-  tensor.checked_nbytes = nbytes;
+  accepted[static_cast<std::size_t>(index)] = {grad.values, grad.dtype};
   return {};
 }
 
-Status Optimizer::Impl::check_grads(const core::Selection& selection) noexcept {
+Status Optimizer::Impl::check_grads(core::Selection& selection) noexcept {
   for (std::size_t i = selection.first; i < selection.last; ++i) {
-    Status status =
-        check_grad(storage.tensors()[i], selection.grad(i), static_cast<std::int64_t>(i));
-    if (!status.ok()) return status;
+    const Gradient& grad = selection.grad(i);
+    if (accepted[i].is(grad)) continue;
+    if (grad.rows != nullptr) selection.has_sparse = true;
+    if (Status status = check_grad(storage.tensors()[i], grad); !status.ok()) return status;
   }
   return {};
 }
@@ -261,7 +304,7 @@ Status Optimizer::Impl::check_closed() const noexcept {
 rules::Corrections Optimizer::Impl::corrections(std::int64_t step) noexcept {
   if (!config.bias_correction) return {};
   if (config.numerics == Numerics::standard) {
-    return rules::exact_corrections(config.beta1, config.beta2, step);
+    return rules::exact_corrections(squares1, squares2, step);
   }
   if (step < powers.step) powers = {};
   const auto advance = [&](double beta, float power) {
@@ -320,7 +363,7 @@ Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates
     return bad("there must be one gradient for each parameter");
   }
   if (Status status = check(rates, rates_count); !status.ok()) return status;
-  const core::Selection selection{0, grads.size, grads.data};
+  core::Selection selection{0, grads.size, grads.data};
   if (Status status = check_grads(selection); !status.ok()) return status;
   const cpu::FloatEnvironment pinned;
   if (device_stepper) return update_on_device(selection, rates, queueing);
@@ -344,6 +387,139 @@ Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates
   return {};
 }
 
+// Whether the update of a parameter depends on its own gradient alone, and nothing in it can fail.
+bool Optimizer::Impl::streams(Span<const Gradient> grads) const noexcept {
+  return !measures() && std::all_of(grads.begin(), grads.end(),
+                                    [](const Gradient& grad) { return grad.rows == nullptr; });
+}
+
+// What step() does for parameters on the CPU, with the copies of parameters and gradients.
+Status Optimizer::Impl::step_offloaded(Span<const Gradient> grads, Span<const Rates> rates,
+                                       const Queueing& queueing) noexcept {
+  if (Status status = offload->check_usable(); !status.ok()) return status;
+  if (grads.size != storage.tensors().size()) {
+    return bad("there must be one gradient for each parameter");
+  }
+  if (Status status = offload->place(0, grads); !status.ok()) return status;
+  const Span<const Gradient> copies{offload->grads(), grads.size};
+  if (Status status = check_closed(); !status.ok()) return status;
+  core::Selection selection{0, grads.size, copies.data};
+  if (Status status = check_grads(selection); !status.ok()) return status;
+  if (Status status = offload->fetch(queueing); !status.ok()) return status;
+  if (streams(grads)) {
+    if (Status status = update_offloaded(copies, rates); !status.ok()) return status;
+  } else {
+    for (std::size_t i = 0; i < grads.size; ++i) {
+      if (Status status = offload->wait(i); !status.ok()) return status;
+    }
+    if (Status status = step(copies, rates, {}); !status.ok()) return status;
+    for (std::size_t i = 0; i < grads.size; ++i) {
+      if (Status status = offload->send(i); !status.ok()) return offload->close(), status;
+    }
+  }
+  const Status status = offload->finish(queueing.stream, config.use_locking);
+  if (!status.ok()) offload->close();
+  return status;
+}
+
+// One parameter after the other, while the copies of others are under way.
+Status Optimizer::Impl::update_offloaded(Span<const Gradient> grads,
+                                         Span<const Rates> rates) noexcept {
+  if (Status status = check(rates, rates_count); !status.ok()) return status;
+  const cpu::FloatEnvironment pinned;
+  if (Status status = fold(rates, 1.0 / config.loss_scale); !status.ok()) return status;
+  for (std::size_t i = 0; i < grads.size; ++i) {
+    Status status = offload->wait(i);
+    if (status.ok()) status = stepper.merge({i, i + 1, &grads[i]}, false);
+    if (status.ok()) {
+      stepper.update();
+      status = offload->send(i);
+    }
+    if (!status.ok()) return offload->close(), status;
+  }
+  last_step_skipped.store(false);
+  global_step.fetch_add(1);
+  return {};
+}
+
+char* Optimizer::Impl::array_of(const ArrayCopy& copy) const noexcept {
+  const core::Tensor& tensor = storage.tensors()[copy.parameter];
+  return copy.kind ? tensor.state(*copy.kind) : tensor.data();
+}
+
+Status Optimizer::Impl::copy_out(const ArrayCopy& copy) const noexcept {
+  if (copy.nbytes == 0) return {};
+  if (device_stepper) return device_stepper->read(array_of(copy), copy.data, copy.nbytes);
+  if (offload && !copy.kind) {
+    if (Status status = offload->read(copy.parameter); !status.ok()) return status;
+  }
+  std::memcpy(copy.data, array_of(copy), copy.nbytes);
+  return {};
+}
+
+Status Optimizer::Impl::copy_in(const ArrayCopy& copy) noexcept {
+  if (copy.nbytes == 0) return {};
+  if (device_stepper) return device_stepper->write(array_of(copy), copy.data, copy.nbytes);
+  std::memcpy(array_of(copy), copy.data, copy.nbytes);
+  return offload && !copy.kind ? offload->write(copy.parameter) : Status{};
+}
+
+// After an error of a device that left something half done.
+void Optimizer::Impl::close() noexcept {
+  if (device_stepper) device_stepper->close();
+  if (offload) offload->close();
+}
+
+Status Optimizer::Impl::check_copies(Span<const ArrayCopy> copies) const noexcept {
+  if (open) return {StatusCode::bad_state, kOpen};
+  for (const ArrayCopy& copy : copies) {
+    const auto index = static_cast<std::int64_t>(copy.parameter);
+    if (copy.parameter >= storage.tensors().size()) return bad("there is no such parameter", index);
+    const core::Tensor& tensor = storage.tensors()[copy.parameter];
+    const std::size_t wanted =
+        copy.kind ? storage.state_nbytes_of(*copy.kind, tensor, config) : tensor.nbytes;
+    if (copy.nbytes != wanted) return bad("an array to copy has another size", index);
+    if (copy.nbytes > 0 && copy.data == nullptr) return bad("an array to copy is missing", index);
+    if (storage.overlaps(copy.data, copy.nbytes)) {
+      return {StatusCode::overlap, "an array to copy shares memory with a parameter or the state",
+              index};
+    }
+  }
+  return {};
+}
+
+// The distance of a row to the current step must not be negative, nor overflow.
+Status Optimizer::Impl::check_row_steps(const ArrayCopy& copy, std::int64_t newest) const noexcept {
+  const auto* row_steps = static_cast<const char*>(copy.data);
+  for (std::size_t offset = 0; offset < copy.nbytes; offset += sizeof(std::int64_t)) {
+    std::int64_t step;
+    std::memcpy(&step, row_steps + offset, sizeof step);
+    if (step > newest || step < -kMaxStep) {
+      return bad("row_step must be in [-2^62, global_step]",
+                 static_cast<std::int64_t>(copy.parameter));
+    }
+  }
+  return {};
+}
+
+Status Optimizer::Impl::check_load(Span<const ArrayCopy> from,
+                                   const Counters& counters) const noexcept {
+  if (Status status = check_copies(from); !status.ok()) return status;
+  if (counters.global_step < 0 || counters.global_step > kMaxStep) {
+    return bad("global_step must be in [0, 2^62]");
+  }
+  if (counters.skipped_steps < 0) return bad("skipped_steps must not be negative");
+  if (counters.last_grad_norm < 0.0) return bad("last_grad_norm must not be negative");
+  AdamConfig changed = config;
+  changed.loss_scale = counters.loss_scale;
+  if (Status status = check(changed); !status.ok()) return status;
+  for (const ArrayCopy& copy : from) {
+    if (copy.kind != StateKind::row_step) continue;
+    if (Status status = check_row_steps(copy, counters.global_step); !status.ok()) return status;
+  }
+  return {};
+}
+
 Status Optimizer::create(const AdamConfig& config, Span<const ParameterSpec> parameters,
                          std::unique_ptr<Optimizer>* optimizer, Span<void* const> after) noexcept {
   try {
@@ -364,6 +540,7 @@ Status Optimizer::step(Span<const Gradient> grads, Span<const Rates> rates,
                        const Queueing& queueing) noexcept {
   const std::lock_guard<std::mutex> lock(impl_->mutex);
   const core::ParameterLocks::Guard guard(impl_->locks.all());
+  if (impl_->offload) return impl_->step_offloaded(grads, rates, queueing);
   return impl_->step(grads, rates, queueing);
 }
 
@@ -395,20 +572,35 @@ Status Optimizer::apply(std::size_t i, const Gradient& grad, const Queueing& que
   if (impl.applied[i] != 0) {
     return {StatusCode::bad_state, "a parameter was applied already in this step", index};
   }
-  const core::Selection selection{i, i + 1, &grad};
-  if (Status status = impl.check_grads(selection); !status.ok()) return status;
+  if (!impl.offload) return impl.apply(i, grad, queueing);
+  if (Status status = impl.offload->check_usable(); !status.ok()) return status;
+  if (Status status = impl.offload->place(i, {&grad, 1}); !status.ok()) return status;
+  if (Status status = impl.offload->fetch(queueing); !status.ok()) return status;
+  if (Status status = impl.offload->wait(i); !status.ok()) return status;
+  if (Status status = impl.apply(i, *impl.offload->grads(), {}); !status.ok()) return status;
+  Status status = impl.offload->send(i);
+  if (status.ok()) status = impl.offload->finish(queueing.stream, impl.config.use_locking);
+  if (!status.ok()) impl.offload->close();
+  return status;
+}
+
+Status Optimizer::Impl::apply(std::size_t i, const Gradient& grad,
+                              const Queueing& queueing) noexcept {
+  core::Selection selection{i, i + 1, &grad};
+  if (Status status = check_grads(selection); !status.ok()) return status;
   static const std::vector<core::RangeLock*> kNoLocks;
-  const auto& taken = impl.config.use_locking ? impl.locks.of(i) : kNoLocks;
+  const auto& taken = config.use_locking ? locks.of(i) : kNoLocks;
   const core::ParameterLocks::Guard guard(taken);
   const cpu::FloatEnvironment pinned;
-  if (impl.device_stepper) {
-    if (Status status = impl.device_stepper->update(selection, {queueing, taken}); !status.ok())
+  if (device_stepper) {
+    if (Status status = device_stepper->update(selection, {queueing, taken}); !status.ok()) {
       return status;
+    }
   } else {
-    if (Status status = impl.stepper.merge(selection, false); !status.ok()) return status;
-    impl.stepper.update();
+    if (Status status = stepper.merge(selection, false); !status.ok()) return status;
+    stepper.update();
   }
-  impl.applied[i] = 1;
+  applied[i] = 1;
   return {};
 }
 
@@ -490,6 +682,45 @@ Status Optimizer::set_global_step(std::int64_t step) noexcept {
 void* Optimizer::state(StateKind kind, std::size_t i) const noexcept {
   const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
   return i < tensors.size() ? tensors[i].state(kind) : nullptr;
+}
+
+Status Optimizer::save(Span<const ArrayCopy> to, Counters* counters) const noexcept {
+  const Impl& impl = *impl_;
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const core::ParameterLocks::Guard guard(impl.locks.all());
+  if (Status status = impl.check_copies(to); !status.ok()) return status;
+  for (const ArrayCopy& copy : to) {
+    if (Status status = impl.copy_out(copy); !status.ok()) return status;
+  }
+  *counters = {impl.global_step.load(), impl.skipped_steps.load(), impl.config.loss_scale,
+               impl.last_grad_norm.load(), impl.last_step_skipped.load()};
+  if (!impl.device_decides()) return {};
+  cuda::Control control{};
+  Status status = impl.device_stepper->outcome(&control);
+  *counters = {control.step, control.skipped_steps, impl.config.loss_scale, control.last_grad_norm,
+               control.last_step_skipped != 0};
+  return status;
+}
+
+Status Optimizer::load(Span<const ArrayCopy> from, const Counters& counters) noexcept {
+  Impl& impl = *impl_;
+  const std::lock_guard<std::mutex> lock(impl.mutex);
+  const core::ParameterLocks::Guard guard(impl.locks.all());
+  if (Status status = impl.check_load(from, counters); !status.ok()) return status;
+  for (const ArrayCopy& copy : from) {
+    if (Status status = impl.copy_in(copy); !status.ok()) return impl.close(), status;
+  }
+  if (impl.device_decides()) {
+    if (Status status = impl.device_stepper->set_counters(counters); !status.ok()) {
+      return impl.close(), status;
+    }
+  }
+  impl.global_step.store(counters.global_step);
+  impl.skipped_steps.store(counters.skipped_steps);
+  impl.config.loss_scale = counters.loss_scale;
+  impl.last_grad_norm.store(counters.last_grad_norm);
+  impl.last_step_skipped.store(counters.last_step_skipped);
+  return {};
 }
 
 Status Optimizer::decode_moment(StateKind kind, std::size_t i, float* values) const noexcept {

@@ -18,6 +18,38 @@ bool is_finite(const rules::Scalars<Real>& s) {
          s.one_minus_beta1 > 0;
 }
 
+// Where the rows of a table, of its moments and of a sparse gradient lie.
+class RowMemory {
+ public:
+  RowMemory(const Tensor& tensor, const Gradient& grad)
+      : param_(tensor.data()),
+        moment1_(tensor.state(StateKind::moment1)),
+        moment2_(tensor.state(StateKind::moment2)),
+        grads_(static_cast<const char*>(grad.values)),
+        param_nbytes_(tensor.row_length * static_cast<std::int64_t>(item_size(tensor.spec.dtype))),
+        moment_nbytes_(tensor.row_length * tensor.moment_nbytes()),
+        grad_nbytes_(tensor.row_length * static_cast<std::int64_t>(item_size(grad.dtype))) {}
+
+  const char* grad(std::uint32_t entry) const { return grads_ + entry * grad_nbytes_; }
+
+  template <CacheLevel level>
+  __attribute__((always_inline)) void prefetch(const ListedRow& listed) const {
+    prefetch_run<level>(param_ + listed.row * param_nbytes_, param_nbytes_);
+    prefetch_run<level>(moment1_ + listed.row * moment_nbytes_, moment_nbytes_);
+    prefetch_run<level>(moment2_ + listed.row * moment_nbytes_, moment_nbytes_);
+    prefetch_run<level>(grad(listed.first), grad_nbytes_);
+  }
+
+ private:
+  const char* param_;
+  const char* moment1_;
+  const char* moment2_;
+  const char* grads_;
+  std::int64_t param_nbytes_;
+  std::int64_t moment_nbytes_;
+  std::int64_t grad_nbytes_;
+};
+
 }  // namespace
 
 void Stepper::prepare(const AdamConfig& config, Storage& storage, std::size_t rates_count) {
@@ -26,6 +58,7 @@ void Stepper::prepare(const AdamConfig& config, Storage& storage, std::size_t ra
   const std::vector<Tensor>& tensors = storage.tensors();
   plan_ = make_plan(tensors);
   threads_ = config.num_threads;
+  direct_ = std::vector<DirectTensor>(tensors.begin(), tensors.end());
   has_float32_ = std::any_of(tensors.begin(), tensors.end(),
                              [](const Tensor& tensor) { return tensor.real == DType::float32; });
   folded_.resize(rates_count);
@@ -119,6 +152,7 @@ Status Stepper::merge(const Selection& selection, bool measured) noexcept {
   sparse_parameters_.clear();
   const bool sorted = measured || config_.row_policy == RowPolicy::exact;
   united_ = sorted;
+  if (!selection.has_sparse) return {};
   for (std::size_t i = selection.first; i < selection.last; ++i) {
     if (!is_sparse(i)) continue;
     const Tensor& tensor = storage_->tensors()[i];
@@ -220,7 +254,8 @@ void Stepper::measure_rows(std::int64_t partition) noexcept {
 }
 
 void Stepper::update() noexcept {
-  for (std::size_t i = selection_.first; i < selection_.last; ++i) {
+  const bool centralizes = !plan_.rows.empty();
+  for (std::size_t i = selection_.first; centralizes && i < selection_.last; ++i) {
     const std::int32_t index = plan_.rows_of_parameter[i];
     if (index < 0) continue;
     const Rows& rows = plan_.rows[static_cast<std::size_t>(index)];
@@ -260,7 +295,14 @@ void Stepper::sum_segments(std::int64_t chunk) noexcept {
 void Stepper::update_chunk(std::int64_t chunk) noexcept {
   for (std::int64_t b = chunks_[chunk]; b < chunks_[chunk + 1]; ++b) {
     const Block& block = plan_.blocks[static_cast<std::size_t>(b)];
-    if (updates_all_rows(static_cast<std::size_t>(block.parameter))) update_block(block);
+    const auto i = static_cast<std::size_t>(block.parameter);
+    const DirectTensor& direct = direct_[i];
+    if (const Gradient& grad = selection_.grad(i); direct.takes(grad)) {
+      const Scaling& scaling = folded_[static_cast<std::size_t>(direct.rates())].listed;
+      direct.update(*kernels_, block, grad, scaling.scalars, scaling.variant);
+    } else if (updates_all_rows(i)) {
+      update_block(block);
+    }
   }
 }
 
@@ -331,42 +373,34 @@ void Stepper::update_table(const Block& block) noexcept {
 
 // The listed rows of one partition and no others.
 void Stepper::update_partition(std::int64_t partition) noexcept {
-  constexpr std::int64_t kAhead = 6;  // rows between prefetch and use
+  constexpr std::ptrdiff_t kFar = 16;  // rows between a prefetch to the second-level cache and use
+  constexpr std::ptrdiff_t kNear = 4;  // and to the first
   const Tensor& tensor = storage_->tensors()[current_];
   const Gradient& grad = selection_.grad(current_);
   RowMerge& merge = sparse_[current_]->merge;
   if (!united_) merge.unite(partition);
-  const auto row_nbytes = [&](DType dtype) {
-    return tensor.row_length * static_cast<std::int64_t>(item_size(dtype));
-  };
-  const std::int64_t param_nbytes = row_nbytes(tensor.spec.dtype);
-  const std::int64_t state_nbytes = tensor.row_length * tensor.moment_nbytes();
-  const std::int64_t grad_nbytes = row_nbytes(grad.dtype);
-  const char* grads = static_cast<const char*>(grad.values);
   RowSums& sums = sparse_[current_]->sums;
   const bool has_sums = !united_ && sums.has();
   if (has_sums) sums.sum(*kernels_, merge, grad, partition);
+  const RowMemory memory(tensor, grad);
+  const ListedRow* const rows = merge.begin(partition);
+  const std::ptrdiff_t count = merge.end(partition) - rows;
   Scaling own;
-  const ListedRow* const end = merge.end(partition);
-  for (const ListedRow* listed = merge.begin(partition); listed != end; ++listed) {
-    if (end - listed > kAhead) {
-      const ListedRow& ahead = listed[kAhead];
-      prefetch_run(tensor.data() + ahead.row * param_nbytes, param_nbytes);
-      prefetch_run(tensor.state(StateKind::moment1) + ahead.row * state_nbytes, state_nbytes);
-      prefetch_run(tensor.state(StateKind::moment2) + ahead.row * state_nbytes, state_nbytes);
-      prefetch_run(grads + ahead.first * grad_nbytes, grad_nbytes);
-    }
+  for (std::ptrdiff_t k = -kFar; k < count; ++k) {
+    if (k + kFar < count) memory.prefetch<CacheLevel::second>(rows[k + kFar]);
+    if (k + kNear >= 0 && k + kNear < count) memory.prefetch<CacheLevel::first>(rows[k + kNear]);
+    if (k < 0) continue;
+    const ListedRow& listed = rows[k];
     const GradSource source =
-        listed->first == listed->last
-            ? GradSource({grads + listed->first * grad_nbytes, nullptr, grad.dtype})
-        : has_sums ? GradSource({sums.of(listed - merge.begin(0)), nullptr, tensor.real})
-                   : GradSource(grad, merge, listed->first, tensor.row_length);
-    const Run run{&tensor, listed->row * tensor.row_length, tensor.row_length, &source, 0};
+        listed.first == listed.last ? GradSource({memory.grad(listed.first), nullptr, grad.dtype})
+        : has_sums ? GradSource({sums.of(&listed - merge.begin(0)), nullptr, tensor.real})
+                   : GradSource(grad, merge, listed.first, tensor.row_length);
+    const Run run{&tensor, listed.row * tensor.row_length, tensor.row_length, &source, 0};
     if (tensor.row_steps() != nullptr) {
-      catch_up(run, listed->row);
-      tensor.row_steps()[listed->row] = step_;
+      catch_up(run, listed.row);
+      tensor.row_steps()[listed.row] = step_;
     }
-    update_run(*kernels_, run, row_scaling(tensor, merge, *listed, own));
+    update_run(*kernels_, run, row_scaling(tensor, merge, listed, own));
   }
 }
 

@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/direct.hpp"
 #include "core/plan.hpp"
 #include "core/row_merge.hpp"
 #include "core/row_sums.hpp"
@@ -24,7 +25,8 @@ namespace adamas::core {
 struct Selection {
   std::size_t first;
   std::size_t last;
-  const Gradient* grads;  // grads[0] is that of `first`
+  const Gradient* grads;    // grads[0] is that of `first`
+  bool has_sparse = false;  // whether any of them is sparse
 
   const Gradient& grad(std::size_t parameter) const { return grads[parameter - first]; }
 };
@@ -101,6 +103,7 @@ class Stepper {
   AdamConfig config_;
   Storage* storage_ = nullptr;
   Plan plan_;
+  std::vector<DirectTensor> direct_;  // by parameter
   int threads_ = 1;
   bool has_float32_ = false;
   std::vector<Folded> folded_;                   // by rates

@@ -12,15 +12,13 @@ namespace adamas::core {
 
 struct Tensor {
   ParameterSpec spec;
-  DType real;                  // of the arithmetic and the moments
-  std::int64_t row_length;     // elements
-  std::int64_t index;          // of the parameter
-  StateFormat format;          // of the moments
-  std::int64_t scale_block;    // StateFormat::int8: elements per scale; else 1
-  std::size_t nbytes;          // of the parameter
-  char* states[kStateKinds];   // null: not kept
-  const void* checked_grad;    // the last gradient that was found to overlap nothing,
-  std::size_t checked_nbytes;  // and its length
+  DType real;                 // of the arithmetic and the moments
+  std::int64_t row_length;    // elements
+  std::int64_t index;         // of the parameter
+  StateFormat format;         // of the moments
+  std::int64_t scale_block;   // StateFormat::int8: elements per scale; else 1
+  std::size_t nbytes;         // of the parameter
+  char* states[kStateKinds];  // null: not kept
 
   bool is_half() const { return spec.dtype != real; }
   // Whether each row begins with a scale of its own, so that rows can be updated one by one.
@@ -58,12 +56,12 @@ class Storage {
   std::vector<Tensor>& tensors() { return tensors_; }
   const std::vector<Tensor>& tensors() const { return tensors_; }
   std::size_t state_nbytes() const { return state_nbytes_; }
+  std::size_t state_nbytes_of(StateKind kind, const Tensor& tensor, const AdamConfig& config) const;
 
   // Whether the memory is that of a parameter or of the state.
   bool overlaps(const void* data, std::size_t nbytes) const noexcept;
 
  private:
-  std::size_t state_nbytes_of(StateKind kind, const Tensor& tensor, const AdamConfig& config) const;
   Status place_state(const AdamConfig& config, const Allocate& allocate);
   Status sort_ranges();
 

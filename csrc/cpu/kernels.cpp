@@ -23,24 +23,79 @@ const rules::Scalars<Real>& scalars_of(const StepScalars& scalars) {
   }
 }
 
+// `vhat` is not read unless the variant has kAmsgrad.
+template <unsigned variant, class Real>
+ADAMAS_RULE void update_element(Real& param, Real grad, Real& moment1, Real& moment2, Real* vhat,
+                                Real mean, const rules::Scalars<Real>& scalars) {
+  if constexpr ((variant & rules::kAmsgrad) != 0) {
+    rules::adam(variant, param, grad, moment1, moment2, *vhat, mean, scalars);
+  } else {
+    Real unused = 0;
+    rules::adam(variant, param, grad, moment1, moment2, unused, mean, scalars);
+  }
+}
+
+template <unsigned variant, class Real>
+ADAMAS_RULE void update(Real* __restrict param, const Real* __restrict grad,
+                        Real* __restrict moment1, Real* __restrict moment2, Real* __restrict vhat,
+                        std::int64_t count, Real mean, const rules::Scalars<Real>& scalars) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    update_element<variant>(param[i], grad[i], moment1[i], moment2[i], vhat + i, mean, scalars);
+  }
+}
+
+// A vector's worth of elements, beside the arrays they are of.
+template <class Real>
+struct Vector {
+  static constexpr std::int64_t kWidth = 64 / sizeof(Real);  // of the widest vectors
+  Real values[kWidth];
+
+  void load(const Real* from) { __builtin_memcpy(values, from, sizeof(values)); }
+  void store(Real* to) const { __builtin_memcpy(to, values, sizeof(values)); }
+};
+
+// Elements at the end that fill no vector are updated together with those before them, from values
+// taken before the loop came to these: for these it comes to the same twice.  One by one they would
+// take as long as many vectors, and thousands of small tensors have thousands of ends.
 template <class Real, unsigned variant>
 void dense(const DenseSpan& span, const StepScalars& step_scalars, double row_mean) {
+  constexpr std::int64_t kWidth = Vector<Real>::kWidth;
+  constexpr bool kHasVhat = (variant & rules::kAmsgrad) != 0;
   const rules::Scalars<Real> scalars = scalars_of<Real>(step_scalars);
   const Real mean = static_cast<Real>(row_mean);
-  Real* __restrict param = static_cast<Real*>(span.param);
-  const Real* __restrict grad = static_cast<const Real*>(span.grad);
-  Real* __restrict moment1 = static_cast<Real*>(span.moment1);
-  Real* __restrict moment2 = static_cast<Real*>(span.moment2);
-  Real* __restrict vhat = static_cast<Real*>(span.vhat);
-  const std::int64_t count = span.count;
-  for (std::int64_t i = 0; i < count; ++i) {
-    if constexpr ((variant & rules::kAmsgrad) != 0) {
-      rules::adam(variant, param[i], grad[i], moment1[i], moment2[i], vhat[i], mean, scalars);
-    } else {
-      Real unused = 0;
-      rules::adam(variant, param[i], grad[i], moment1[i], moment2[i], unused, mean, scalars);
-    }
+  Real* param = static_cast<Real*>(span.param);
+  const Real* grad = static_cast<const Real*>(span.grad);
+  Real* moment1 = static_cast<Real*>(span.moment1);
+  Real* moment2 = static_cast<Real*>(span.moment2);
+  Real* vhat = static_cast<Real*>(span.vhat);
+  if (span.count < kWidth) {
+    update<variant>(param, grad, moment1, moment2, vhat, span.count, mean, scalars);
+    return;
   }
+  const std::int64_t whole = span.count & -kWidth;
+  if (whole == span.count) {
+    update<variant>(param, grad, moment1, moment2, vhat, whole, mean, scalars);
+    return;
+  }
+  const std::int64_t before = whole - kWidth;
+  const std::int64_t last = span.count - kWidth;
+  Vector<Real> last_param;
+  Vector<Real> last_moment1;
+  Vector<Real> last_moment2;
+  Vector<Real> last_vhat;
+  update<variant>(param, grad, moment1, moment2, vhat, before, mean, scalars);
+  last_param.load(param + last);
+  last_moment1.load(moment1 + last);
+  last_moment2.load(moment2 + last);
+  if constexpr (kHasVhat) last_vhat.load(vhat + last);
+  update<variant>(param + before, grad + before, moment1 + before, moment2 + before,
+                  kHasVhat ? vhat + before : nullptr, kWidth, mean, scalars);
+  update<variant>(last_param.values, grad + last, last_moment1.values, last_moment2.values,
+                  last_vhat.values, kWidth, mean, scalars);
+  last_param.store(param + last);
+  last_moment1.store(moment1 + last);
+  last_moment2.store(moment2 + last);
+  if constexpr (kHasVhat) last_vhat.store(vhat + last);
 }
 
 // The moments as bfloat16.
@@ -58,12 +113,7 @@ void dense_bfloat16(const DenseSpan& span, const StepScalars& step_scalars, doub
   for (std::int64_t i = 0; i < count; ++i, state += rules::kRandomStride) {
     float m = rules::BFloat16::load(moment1[i]);
     float v = rules::BFloat16::load(moment2[i]);
-    if constexpr ((variant & rules::kAmsgrad) != 0) {
-      rules::adam(variant, param[i], grad[i], m, v, vhat[i], mean, scalars);
-    } else {
-      float unused = 0;
-      rules::adam(variant, param[i], grad[i], m, v, unused, mean, scalars);
-    }
+    update_element<variant>(param[i], grad[i], m, v, vhat + i, mean, scalars);
     const std::uint32_t random = rules::random_bits(state);
     moment1[i] = rules::round_to_bfloat16(m, rules::random16_of_moment1(random));
     moment2[i] = rules::round_to_bfloat16(v, rules::random16_of_moment2(random));
@@ -105,12 +155,7 @@ Scales update_block(const DenseSpan& block, const StepScalars& step_scalars, dou
   for (std::int64_t i = 0; i < count; ++i) {
     float m = rules::decode_moment1(codes1[i], down1);
     float v = rules::decode_moment2(codes2[i], down2);
-    if constexpr ((variant & rules::kAmsgrad) != 0) {
-      rules::adam(variant, param[i], grad[i], m, v, vhat[i], mean, scalars);
-    } else {
-      float unused = 0;
-      rules::adam(variant, param[i], grad[i], m, v, unused, mean, scalars);
-    }
+    update_element<variant>(param[i], grad[i], m, v, vhat + i, mean, scalars);
     moment1[i] = m;
     moment2[i] = v;
     largest1 = magnitude_of(m) > largest1 ? magnitude_of(m) : largest1;

@@ -20,6 +20,7 @@ struct OrderedSum {
     cta.each([&](int thread) {
       if (thread < kLanes) lanes[thread] = 0.0;
     });
+    cta.sync();
     for (std::int64_t begin = 0; begin < count; begin += kStaged) {
       const std::int64_t some = count - begin < kStaged ? count - begin : kStaged;
       cta.each([&](int thread) {

@@ -165,6 +165,11 @@ class Handle {
   Handle& operator=(const Handle&) = delete;
 
   Error create(const Device& device, Kind kind, std::size_t nbytes = 0);
+  void swap(Handle& other) {
+    std::swap(device_, other.device_);
+    std::swap(kind_, other.kind_);
+    std::swap(handle_, other.handle_);
+  }
   void* get() const { return handle_; }
   template <class T>
   T* as() const {

@@ -11,6 +11,12 @@ namespace adamas::cuda {
 
 inline constexpr std::uint32_t kNone = ~std::uint32_t{0};
 
+// What the order of sums and the layout of moments depend on, as in core/ and cpu/ (stepper.cpp
+// compares).
+inline constexpr std::int64_t kSumTile = 1024;
+inline constexpr std::int64_t kSumBlock = 16384;
+inline constexpr int kMaxScaleBlock = 256;
+
 // One parameter.
 struct TensorEntry {
   void* param;

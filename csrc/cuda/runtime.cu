@@ -53,8 +53,18 @@ Error fill(void* data, int byte, std::size_t nbytes, Stream stream) {
   return result(cudaMemsetAsync(data, byte, nbytes, native(stream)));
 }
 
+// How many blocks of threads shall fit a multiprocessor at once, if a kernel asks for it.
+template <class Body, class = void>
+struct BlocksAtOnce {
+  static constexpr int value = 1;
+};
 template <class Body>
-__global__ void __launch_bounds__(Body::kThreads)
+struct BlocksAtOnce<Body, std::void_t<decltype(Body::kBlocksAtOnce)>> {
+  static constexpr int value = Body::kBlocksAtOnce;
+};
+
+template <class Body>
+__global__ void __launch_bounds__(Body::kThreads, BlocksAtOnce<Body>::value)
     entry(const __grid_constant__ typename Body::Args args) {
   __shared__ typename Body::Shared shared;
   Body::run(args, Cta(), shared);

@@ -21,6 +21,9 @@ constexpr const char* kScalars =
     "a learning rate or weight decay is too large for the arithmetic, or the factor of the "
     "gradients too small";
 
+static_assert(kSumTile == core::kTile && kSumBlock == core::kBlock);
+static_assert(kMaxScaleBlock == cpu::kLargestScaleBlock);
+
 Status bad(const char* what) { return {StatusCode::invalid_argument, what}; }
 
 Status status_of(Refusal refusal) {
@@ -260,13 +263,32 @@ Status Stepper::finish(Queue& queue) noexcept {
   listed_ = false;
   sent_grads_.assign(sent_grads_.size(), {nullptr, DType::float32});
   sent_rates_.clear();
-  const Status status = queue.status();
-  if (queue.has_touched()) {
-    broken_ = {StatusCode::device_error,
-               "the device failed in an earlier step, so the parameters and the state can't be "
-               "relied on: make a new optimizer"};
-  }
-  return status;
+  if (queue.has_touched()) close();
+  return queue.status();
+}
+
+void Stepper::close() noexcept {
+  broken_ = {StatusCode::device_error,
+             "the device failed in an earlier step, so the parameters and the state can't be "
+             "relied on: make a new optimizer"};
+}
+
+Status Stepper::set_counters(const Counters& counters) noexcept {
+  const DeviceScope scope(device_);
+  Queue queue(device_, stream_.get());
+  queue.note(scope.error());
+  order_after_last(queue);
+  Control control{};
+  control.step = counters.global_step;
+  control.skipped_steps = counters.skipped_steps;
+  control.last_grad_norm = counters.last_grad_norm;
+  control.last_step_skipped = counters.last_step_skipped ? 1 : 0;
+  control.power1 = 1.0F;
+  control.power2 = 1.0F;
+  queue.store(control_, &control, sizeof(control));
+  queue.copy(pinned_.get(), control_, sizeof(control));
+  queue.finish();
+  return queue.status();
 }
 
 void Stepper::order_after_last(Queue& queue) noexcept {

@@ -55,6 +55,12 @@ class Stepper {
   // Moves the steps of rows and, if the device counts, the number of steps.
   Status set_global_step(std::int64_t step, std::int64_t moved) noexcept;
 
+  // What the device counts; waits.
+  Status set_counters(const Counters& counters) noexcept;
+
+  // No more steps after an error that left something half done.
+  void close() noexcept;
+
   // Sends what captured steps use.
   Status set_rates(Span<const Rates> rates, double loss_scale, Stream stream) noexcept;
   bool is_capturing(Stream stream) const noexcept;

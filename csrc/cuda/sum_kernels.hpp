@@ -11,9 +11,7 @@ namespace adamas::cuda {
 
 using rules::kLanes;
 
-inline constexpr std::int64_t kSumTile = 1024;    // core::kTile
-inline constexpr std::int64_t kSumBlock = 16384;  // core::kBlock
-inline constexpr int kGroups = 16;                // of threads: as many as a block has tiles
+inline constexpr int kGroups = 16;  // of threads: as many as a block has tiles
 inline constexpr int kSumThreads = kGroups * kLanes;
 
 struct GroupSums {

@@ -8,7 +8,6 @@
 namespace adamas::cuda {
 
 inline constexpr int kWarp = 32;
-inline constexpr int kMaxScaleBlock = 256;
 
 // Where the gradient of a piece comes from.
 template <class Real>

@@ -44,6 +44,25 @@ ADAMAS_RULE double one_minus_power(double beta, std::int64_t t) {
   return (1.0 - power.high) - power.low;
 }
 
+// beta^(2^k): for one beta and many t, whose powers are then half the work.
+struct Squares {
+  static constexpr int kBits = 63;
+  DoublePair of[kBits];
+
+  explicit Squares(double beta) : of{{beta, 0.0}} {
+    for (int k = 1; k < kBits; ++k) of[k] = multiply(of[k - 1], of[k - 1]);
+  }
+};
+
+// The bits of one_minus_power(beta, t).
+ADAMAS_RULE double one_minus_power(const Squares& squares, std::int64_t t) {
+  DoublePair power{1.0, 0.0};
+  for (int k = 0; t >> k > 0 && power.high > 0.0; ++k) {
+    if ((t >> k & 1) != 0) power = multiply(power, squares.of[k]);
+  }
+  return (1.0 - power.high) - power.low;
+}
+
 // beta^t as MindSpore keeps it: a float32 multiplied by beta in every step.  `power` is beta^from.
 ADAMAS_RULE float running_power(float beta, float power, std::int64_t from, std::int64_t t) {
   for (; from < t; ++from) {

@@ -24,7 +24,9 @@ struct Corrections {
   double second_root = 1.0;  // sqrt(1 - beta2^t)
 };
 
-ADAMAS_RULE Corrections exact_corrections(double beta1, double beta2, std::int64_t step) {
+// A beta is a number, or its Squares.
+template <class Beta>
+ADAMAS_RULE Corrections exact_corrections(const Beta& beta1, const Beta& beta2, std::int64_t step) {
   return {one_minus_power(beta1, step), square_root(one_minus_power(beta2, step))};
 }
 

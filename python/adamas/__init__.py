@@ -7,6 +7,7 @@ state.
 from . import cuda
 from ._core import __version__
 from .adam import Adam, AdamWeightDecay
+from .checkpoint import load_checkpoint, save_checkpoint
 from .dynamic_lr import (
     cosine_decay_lr,
     exponential_decay_lr,
@@ -58,8 +59,10 @@ __all__ = [
     "cuda",
     "exponential_decay_lr",
     "inverse_decay_lr",
+    "load_checkpoint",
     "natural_exp_decay_lr",
     "piecewise_constant_lr",
     "polynomial_decay_lr",
+    "save_checkpoint",
     "warmup_lr",
 ]

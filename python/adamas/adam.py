@@ -113,7 +113,8 @@ class Adam(Optimizer):
         Whether a sparse gradient updates its own rows only: ``row_policy="lazy"``.
     use_offload : bool, default False
         Whether the moments live and the update runs on the host, which for parameters in CPU
-        memory is the case anyway.
+        memory is the case anyway. For those on a CUDA device, gradients and updates then travel
+        through pinned memory, of which each parameter takes as much as itself and its gradient.
     numerics : {"standard", "mindspore"}, keyword only
         "mindspore" does what MindSpore 2.10's kernels do, so that a training run moves over
         unchanged: bias correction on the step size (``eps`` weighs differently), hyper-parameters
@@ -238,6 +239,7 @@ class Adam(Optimizer):
             config.max_grad_norm = validation.real("max_grad_norm", max_grad_norm, above=0.0)
         lazy = validation.flag("use_lazy", use_lazy)
         offload = validation.flag("use_offload", use_offload)
+        config.use_offload = offload
         if lazy and offload:
             raise ValueError("use_lazy and use_offload must not both be True")
         config.row_policy = _row_policy(row_policy, lazy)

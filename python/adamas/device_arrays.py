@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _core
 
+_DEFAULT_STREAM = 1  # as DLPack calls it
 _CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged of DLPack
 
 
@@ -21,15 +22,8 @@ def is_jax(value: object) -> bool:
     return type(value).__module__.partition(".")[0] in ("jax", "jaxlib")
 
 
-def from_device(value: Any, stream: int | None = None) -> _core.DeviceArray | None:
+def from_device(value: Any) -> _core.DeviceArray | None:
     """Describe an array on a CUDA device, or return None if it is something else.
-
-    Parameters
-    ----------
-    value
-        Anything.
-    stream
-        On which the array will be used: DLPack producers make it wait for them.
 
     Raises
     ------
@@ -48,7 +42,7 @@ def from_device(value: Any, stream: int | None = None) -> _core.DeviceArray | No
     exporter = detach() if callable(detach) else value
     array = _from_interface(exporter, value)
     if array is None:
-        array = _from_dlpack(exporter, value, stream)
+        array = _from_dlpack(exporter, value)
     if array is not None:
         reason = _core.cuda_unavailable_reason()
         if reason is not None:
@@ -80,17 +74,17 @@ def _device_of_empty(exporter: Any) -> int:
     return 0
 
 
-def _from_dlpack(exporter: Any, owner: Any, stream: int | None) -> _core.DeviceArray | None:
+def _from_dlpack(exporter: Any, owner: Any) -> _core.DeviceArray | None:
+    """Have the producer make the default stream wait for it, on which the step then waits."""
     if not hasattr(exporter, "__dlpack_device__"):
         return None
     device_type, _ = exporter.__dlpack_device__()
     if int(device_type) not in _CUDA_DEVICES:
         return None
-    used = stream or 1  # DLPack's name of the default stream
     try:
-        capsule = exporter.__dlpack__(stream=used, max_version=(1, 0))
+        capsule = exporter.__dlpack__(stream=_DEFAULT_STREAM, max_version=(1, 0))
     except TypeError:  # before DLPack 1.0
-        capsule = exporter.__dlpack__(stream=used)
+        capsule = exporter.__dlpack__(stream=_DEFAULT_STREAM)
     return _core.DeviceArray.from_dlpack(capsule, owner)
 
 

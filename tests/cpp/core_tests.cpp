@@ -24,6 +24,8 @@ constexpr Test kTests[] = {
     TEST(refused_steps_change_nothing),
     TEST(refused_parts),
     TEST(skipped_steps_change_nothing),
+    TEST(loaded_states_go_on_with_the_same_bits),
+    TEST(refused_copies_change_nothing),
     TEST(row_merge_equals_a_map),
     TEST(sums_of_pairs_fit),
     TEST(row_merge_refuses_rows_outside),
@@ -32,6 +34,7 @@ constexpr Test kTests[] = {
     TEST(locks_of_the_dead_are_dropped),
     TEST(plan_covers_everything_once),
     TEST(zeroed_block_is_aligned_and_zero),
+    TEST(powers_from_squares_have_the_same_bits),
     TEST(pool_runs_each_chunk_once),
     TEST(leases_run_side_by_side),
 };

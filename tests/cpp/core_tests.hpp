@@ -12,6 +12,8 @@ void refused_optimizers();
 void refused_steps_change_nothing();
 void refused_parts();
 void skipped_steps_change_nothing();
+void loaded_states_go_on_with_the_same_bits();
+void refused_copies_change_nothing();
 
 // parts_tests.cpp: the parts of the core
 void row_merge_equals_a_map();
@@ -22,6 +24,7 @@ void locks_come_in_one_order();
 void locks_of_the_dead_are_dropped();
 void plan_covers_everything_once();
 void zeroed_block_is_aligned_and_zero();
+void powers_from_squares_have_the_same_bits();
 
 // pool_tests.cpp: the thread pool
 void pool_runs_each_chunk_once();

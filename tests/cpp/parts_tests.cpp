@@ -16,6 +16,7 @@
 #include "core_tests.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/thread_pool.hpp"
+#include "rules/beta_power.hpp"
 
 namespace adamas::tests {
 namespace {
@@ -394,6 +395,25 @@ void zeroed_block_is_aligned_and_zero() {
   }
   core::ZeroedBlock impossible;
   CHECK(!impossible.allocate(std::size_t{1} << 60));
+}
+
+void powers_from_squares_have_the_same_bits() {
+  std::mt19937_64 random(5);
+  for (const double beta : {0.9, 0.999, 0.5, 1e-300, 1.0 - 0x1p-53}) {
+    const rules::Squares squares(beta);
+    const auto check = [&](std::int64_t t) {
+      const double expected = rules::one_minus_power(beta, t);
+      const double found = rules::one_minus_power(squares, t);
+      CHECK(std::memcmp(&expected, &found, sizeof(double)) == 0);
+    };
+    for (std::int64_t t = 0; t < 3000; ++t) check(t);
+    for (int bits = 12; bits <= 62; ++bits) {
+      const std::int64_t power = std::int64_t{1} << bits;
+      check(power - 1);
+      check(power);
+      check(random_in(1, power, random));
+    }
+  }
 }
 
 }  // namespace adamas::tests

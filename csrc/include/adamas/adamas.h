@@ -124,6 +124,7 @@ typedef struct adamas_config {
   int32_t use_locking;
   int32_t skip_nonfinite;
   int32_t capturable;
+  int32_t use_offload;
 } adamas_config;
 
 /* ParameterSpec */
@@ -164,6 +165,26 @@ typedef struct adamas_queueing {
   size_t after_count;
 } adamas_queueing;
 
+/* ArrayCopy: memory to or from which one array of an optimizer is copied as it is stored. */
+typedef struct adamas_array_copy {
+  size_t parameter;
+  int32_t kind; /* of state; ADAMAS_PARAM: the parameter itself */
+  void* data;
+  size_t nbytes; /* exactly those of the array */
+} adamas_array_copy;
+
+#define ADAMAS_PARAM (-1)
+
+/* Counters: what decides later steps besides arrays, options and rates. */
+typedef struct adamas_counters {
+  size_t struct_size;
+  int64_t global_step;
+  int64_t skipped_steps;
+  double loss_scale;
+  double last_grad_norm;
+  int32_t last_step_skipped;
+} adamas_counters;
+
 typedef struct adamas_optimizer adamas_optimizer;
 
 /* Fill a struct of `struct_size` bytes (its sizeof) with the defaults. */
@@ -171,6 +192,7 @@ ADAMAS_API void adamas_config_init(adamas_config* config, size_t struct_size);
 ADAMAS_API void adamas_parameter_init(adamas_parameter* parameter, size_t struct_size);
 ADAMAS_API void adamas_gradient_init(adamas_gradient* gradient, size_t struct_size);
 ADAMAS_API void adamas_queueing_init(adamas_queueing* queueing, size_t struct_size);
+ADAMAS_API void adamas_counters_init(adamas_counters* counters, size_t struct_size);
 
 /* Reserves the state, zeroed.  The memory of the parameters must outlive the optimizer. */
 ADAMAS_API adamas_status adamas_create(const adamas_config* config,
@@ -209,6 +231,13 @@ ADAMAS_API void* adamas_state(const adamas_optimizer* optimizer, int32_t kind, s
 /* Writes a moment that is stored in 16 or 8 bits as float32, as many as the parameter has. */
 ADAMAS_API adamas_status adamas_decode_moment(const adamas_optimizer* optimizer, int32_t kind,
                                               size_t index, float* values);
+
+/* Copies arrays out of the optimizer, or into it, and all counters, as one call among the steps:
+ * what is saved is the state between two of them. */
+ADAMAS_API adamas_status adamas_save(const adamas_optimizer* optimizer, const adamas_array_copy* to,
+                                     size_t count, adamas_counters* counters);
+ADAMAS_API adamas_status adamas_load(adamas_optimizer* optimizer, const adamas_array_copy* from,
+                                     size_t count, const adamas_counters* counters);
 
 /* How many elements share a scale (ADAMAS_STATE_INT8), else 0. */
 ADAMAS_API int64_t adamas_scale_block(const adamas_optimizer* optimizer, size_t index);

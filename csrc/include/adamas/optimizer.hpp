@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "adamas/api.h"
 #include "adamas/span.hpp"
@@ -38,6 +39,23 @@ inline constexpr std::size_t kStateKinds = 7;
 struct Queueing {
   void* stream = nullptr;   // a cudaStream_t; null: the default one
   Span<void* const> after;  // streams whose work until now it waits for: of gradients' producers
+};
+
+// What decides later steps besides arrays, options and rates, or tells of the last one.
+struct Counters {
+  std::int64_t global_step = 0;
+  std::int64_t skipped_steps = 0;
+  double loss_scale = 1.0;
+  double last_grad_norm = 0.0;
+  bool last_step_skipped = false;
+};
+
+// Memory of the caller, to or from which one array of an optimizer is copied as it is stored.
+struct ArrayCopy {
+  std::size_t parameter = 0;
+  std::optional<StateKind> kind;  // none: the parameter itself
+  void* data = nullptr;           // load() only reads it
+  std::size_t nbytes = 0;         // exactly those of the array
 };
 
 class ADAMAS_API Optimizer {
@@ -89,6 +107,12 @@ class ADAMAS_API Optimizer {
   // the memory of the parameter's device.
   void* state(StateKind kind, std::size_t i) const noexcept;
 
+  // Copies arrays out of the optimizer, or into it, and all counters, as one call among the steps:
+  // what is saved is the state between two of them.  Arrays that are not listed stay as they are.
+  // An error has copied nothing; so it is while a step in parts is open.
+  Status save(Span<const ArrayCopy> to, Counters* counters) const noexcept;
+  Status load(Span<const ArrayCopy> from, const Counters& counters) noexcept;
+
   // Writes a moment of parameter i as float32 to `values`, whatever its format.
   Status decode_moment(StateKind kind, std::size_t i, float* values) const noexcept;
 
@@ -104,7 +128,7 @@ class ADAMAS_API Optimizer {
   // Whether the stream is being captured in a graph.
   bool is_capturing(void* stream) const noexcept;
 
-  // Where the parameters are.
+  // Where the state is.
   std::int32_t device() const noexcept;
 
   // Copy between the device and the host, after all steps so far; wait until it is done.

@@ -62,6 +62,7 @@ struct AdamConfig {
   double max_grad_norm = 0.0;   // > 0: clip the norm over all gradients to it
   int num_threads = 0;          // 0: one for each core of the process
   bool capturable = false;      // on a device: steps can be captured in a CUDA graph
+  bool use_offload = false;     // on a device: the state and the update are on the host
 };
 
 // A parameter: `count` elements at `data`, which the optimizer updates in place and never owns.

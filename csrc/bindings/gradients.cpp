@@ -1,0 +1,110 @@
+#include "bindings/gradients.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <utility>
+
+#include "cpu/thread_pool.hpp"
+
+namespace py = pybind11;
+
+namespace adamas::bindings {
+namespace {
+
+// Parameters that one thread looks at together; fewer than two such parts are not worth sharing.
+constexpr std::size_t kPart = 500;
+
+// What convert_ returned is checked once more: it decides which memory is read.
+void view_rows(py::handle pair, const BoundParameter& parameter, RowIndices* rows,
+               Gradient* gradient) {
+  const auto [indices, values] = pair.cast<std::pair<py::array, py::array>>();
+  rows->data = indices.data();
+  rows->count = indices.size();
+  rows->is_int64 = indices.itemsize() == 8;
+  gradient->values = values.data();
+  gradient->rows = rows;
+  const bool fits = indices.dtype().kind() == 'i' && indices.itemsize() >= 4 &&
+                    (indices.flags() & py::array::c_style) != 0 &&
+                    (values.flags() & py::array::c_style) != 0 &&
+                    values.size() == rows->count * parameter.row_length() &&
+                    find_dtype(values, &gradient->dtype) && parameter.accepts(gradient->dtype);
+  if (!fits) throw py::type_error("a sparse gradient could not be converted");
+}
+
+// Gradients to be viewed by several threads.
+struct Job {
+  const BoundParameter* parameters;
+  PyObject* const* grads;
+  std::size_t count;
+  Gradient* gradients;
+  std::atomic<bool> viewed_all{true};
+
+  void view_part(std::size_t first) {
+    const std::size_t part = std::min(kPart, count - first);
+    if (!BoundParameter::view(parameters + first, grads + first, part, gradients + first)) {
+      viewed_all.store(false, std::memory_order_relaxed);
+    }
+  }
+};
+
+}  // namespace
+
+const BoundParameter& GradientReader::add(py::array array, std::string name, bool dense_only) {
+  dense_only_.push_back(dense_only);
+  return parameters_.emplace_back(std::move(array), std::move(name));
+}
+
+void GradientReader::read(const py::tuple& grads, int threads, Views& views) const {
+  views.grads.resize(size());
+  PyObject* const* items = reinterpret_cast<PyTupleObject*>(grads.ptr())->ob_item;
+  if (view_all(items, threads, views.grads.data())) return;
+  for (std::size_t i = 0; i < size(); ++i) {
+    if (views.grads[i].values == nullptr) convert(i, items[i], views, &views.grads[i]);
+  }
+  // After all conversions, which run foreign code.
+  for (const BoundParameter& parameter : parameters_) parameter.check_unchanged();
+}
+
+void GradientReader::read(std::size_t i, py::handle grad, Views& views) const {
+  const BoundParameter& one = parameter(i);
+  views.grads.resize(1);
+  PyObject* item = grad.ptr();
+  if (BoundParameter::view(&one, &item, 1, views.grads.data())) return;
+  if (views.grads[0].values == nullptr) convert(i, grad, views, views.grads.data());
+  one.check_unchanged();
+}
+
+// False if a gradient needs to be converted, whose `values` are then null, or if a parameter has
+// changed.  The caller holds the GIL for all threads, which only read.
+bool GradientReader::view_all(PyObject* const* grads, int threads, Gradient* gradients) const {
+  Job job{parameters_.data(), grads, size(), gradients};
+  const std::size_t parts = (size() + kPart - 1) / kPart;
+  cpu::PoolLease pool(parts < 2 ? 1 : threads);
+  pool.run(
+      [](void* self, std::int64_t part) {
+        static_cast<Job*>(self)->view_part(static_cast<std::size_t>(part) * kPart);
+      },
+      &job, static_cast<std::int64_t>(parts));
+  return job.viewed_all.load(std::memory_order_relaxed);
+}
+
+void GradientReader::convert(std::size_t i, py::handle grad, Views& views,
+                             Gradient* gradient) const {
+  const BoundParameter& parameter = parameters_[i];
+  if (parameter.view(grad, gradient)) return;  // of a type that only its name tells
+  const std::string label =
+      "grads[" + std::to_string(i) + "] (for parameter '" + parameter.name() + "')";
+  const py::object result = convert_(grad, parameter.array(), label);
+  views.converted.push_back(result);
+  if (PyTuple_Check(result.ptr())) {
+    if (dense_only_[i]) {
+      throw py::value_error(label + " must be dense: the parameter has grad_centralization");
+    }
+    if (views.rows.empty()) views.rows.reserve(views.grads.size());
+    view_rows(result, parameter, &views.rows.emplace_back(), gradient);
+  } else if (!parameter.view(result, gradient)) {
+    throw py::type_error(label + " could not be converted");
+  }
+}
+
+}  // namespace adamas::bindings

@@ -1,0 +1,43 @@
+// Parameters whose arrays a kernel takes as they lie: of a type of the arithmetic, with moments of
+// the same, not centralized, without steps of their own for rows.
+//
+// A step over thousands of small parameters mostly waits for memory.  What it needs to know of one
+// stands here in less than a cache line, where a Tensor takes three.  (Asking for the arrays of the
+// next ones ahead made such steps slower.)
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/plan.hpp"
+#include "core/storage.hpp"
+#include "cpu/kernel_table.hpp"
+
+namespace adamas::core {
+
+class DirectTensor {
+ public:
+  explicit DirectTensor(const Tensor& tensor);
+
+  // Whether update() may be called: for such a parameter with a dense gradient of its own type.
+  bool takes(const Gradient& grad) const {
+    return is_direct_ && grad.rows == nullptr && grad.dtype == dtype_;
+  }
+
+  std::int32_t rates() const { return rates_; }
+
+  // Updates a block, as update_run() does.
+  void update(const cpu::KernelTable& kernels, const Block& block, const Gradient& grad,
+              const cpu::StepScalars& scalars, unsigned variant) const;
+
+ private:
+  char* param_;
+  char* moment1_;
+  char* moment2_;
+  char* vhat_;  // or null
+  std::int32_t rates_;
+  DType dtype_;
+  bool is_direct_;
+};
+
+}  // namespace adamas::core
