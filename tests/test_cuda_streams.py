@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 import adamas
-from emulation import IS_REAL, ExchangeTensor, FakeArray, FakeTensor, emulator, on_device
+from emulation import (
+    IS_REAL,
+    ExchangeTensor,
+    FakeArray,
+    FakeTensor,
+    InterfaceTensor,
+    emulator,
+    on_device,
+)
 from helpers import Falling, Rising, values
 from test_cuda import Twins, device, fake  # noqa: F401
 
@@ -87,6 +95,34 @@ def test_the_stream_on_which_a_library_works(monkeypatch):
     trace()
     opt((grad,))
     assert launch_streams(trace()) == {80}
+
+
+def test_sparse_gradients_are_read_on_the_stream_on_which_a_library_works(monkeypatch):
+    opt = optimizer_of(fake((5, 4)))
+    rows = InterfaceTensor(np.array([1, 3]))
+    grad = adamas.RowTensor(rows, InterfaceTensor(np.ones((2, 4), np.float32)), (5, 4))
+    monkeypatch.setattr(ExchangeTensor, "current_stream", 80)
+    trace()
+    opt((grad,))
+    assert launch_streams(trace()) == {80}
+
+
+def test_parameters_are_first_read_after_the_stream_on_which_a_library_works(monkeypatch):
+    monkeypatch.setattr(ExchangeTensor, "current_stream", 80)
+    weight = InterfaceTensor(np.ones((3, 2), np.float16))
+    trace()
+    adamas.Adam([adamas.Parameter(weight)], 0.1, master_weights=True)
+    operations = trace()
+    at = next(k for k, (name, *rest) in enumerate(operations) if name == "record" and rest[1] == 80)
+    assert operations[at + 1][:2] == ("wait", operations[at][1])
+    assert at < min(k for k, (name, *_) in enumerate(operations) if name == "launch")
+
+
+def test_a_library_is_told_the_stream_on_which_it_works(monkeypatch):
+    monkeypatch.setattr(ExchangeTensor, "current_stream", 80)
+    weight = ExchangeTensor(np.ones((3, 2), np.float32))
+    adamas.Parameter(weight)
+    assert weight.streams == [80]
 
 
 def test_dlpack_producers_are_told_a_stream():
