@@ -95,6 +95,7 @@ class Stepper {
 
   Status finish(Queue& queue) noexcept;
   void order_after_last(Queue& queue) noexcept;
+  void order_after_all(Queue& queue) noexcept;  // replays of graphs too, for which the host waits
   void prepare_tensors(Queue& queue);
   void prepare_blocks(Queue& queue);
   void prepare_rows(Queue& queue);
@@ -143,7 +144,6 @@ class Stepper {
   bool capturing_ = false;  // the step at hand
   bool captured_ = false;   // some step was: graphs refer to the tables from then on
   bool has_last_ = false;
-  Stream last_stream_ = nullptr;
 
   Buffer state_;
   Buffer tables_;  // tensors, then gradients
