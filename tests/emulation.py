@@ -196,6 +196,16 @@ class ExchangeTensor(FakeTensor):
         }
 
 
+class InterfaceTensor(ExchangeTensor):
+    """One that has a CUDA array interface too, of the version before streams, as torch's."""
+
+    @property
+    def __cuda_array_interface__(self):
+        interface = {**FakeArray(self.host).__cuda_array_interface__, "version": 2}
+        del interface["stream"]
+        return interface
+
+
 # Whether tests that compare with the CPU use the GPU of this machine, by torch, instead.
 IS_REAL = os.environ.get("ADAMAS_TEST_CUDA") == "real"
 

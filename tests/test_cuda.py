@@ -283,12 +283,17 @@ def fake(shape=(3, 2), dtype=np.float32, **options):
     return FakeArray(np.ones(shape, dtype), **options)
 
 
+def misaligned():
+    return np.zeros(25, np.uint8)[1:].view(np.float32).reshape(3, 2)
+
+
 @emulated
 @pytest.mark.parametrize(
     ("data", "error", "fragment"),
     [
         (lambda: fake(readonly=True), ValueError, "read-only"),
         (lambda: FakeArray(np.ones((4, 6), np.float32)[:, ::2]), ValueError, "C-contiguous"),
+        (lambda: FakeArray(misaligned()), ValueError, "aligned"),
         (lambda: fake(dtype=np.int32), TypeError, "int32"),
         (lambda: fake(dtype=np.complex64), TypeError, "complex64"),
     ],
@@ -316,6 +321,8 @@ def test_jax_arrays_are_refused_with_advice():
         (lambda: fake(dtype=np.float64), TypeError, "float64"),
         (lambda: fake(dtype=np.int64), TypeError, "int64"),
         (lambda: FakeArray(np.ones((3, 4), np.float32)[:, ::2]), ValueError, "C-contiguous"),
+        (lambda: FakeArray(misaligned()), ValueError, "aligned"),
+        (lambda: ExchangeTensor(misaligned()), ValueError, "aligned"),
         (lambda: FakeTensor(np.ones((3, 2), np.float32), 1), ValueError, "device 1"),
         (lambda: 3.0, TypeError, "CUDA device"),
     ],

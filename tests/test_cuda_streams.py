@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 import adamas
-from emulation import IS_REAL, ExchangeTensor, FakeArray, FakeTensor, emulator, on_device
+from emulation import (
+    IS_REAL,
+    ExchangeTensor,
+    FakeArray,
+    FakeTensor,
+    InterfaceTensor,
+    emulator,
+    on_device,
+)
 from helpers import Falling, Rising, values
 from test_cuda import Twins, device, fake  # noqa: F401
 
@@ -89,6 +97,34 @@ def test_the_stream_on_which_a_library_works(monkeypatch):
     assert launch_streams(trace()) == {80}
 
 
+def test_sparse_gradients_are_read_on_the_stream_on_which_a_library_works(monkeypatch):
+    opt = optimizer_of(fake((5, 4)))
+    rows = InterfaceTensor(np.array([1, 3]))
+    grad = adamas.RowTensor(rows, InterfaceTensor(np.ones((2, 4), np.float32)), (5, 4))
+    monkeypatch.setattr(ExchangeTensor, "current_stream", 80)
+    trace()
+    opt((grad,))
+    assert launch_streams(trace()) == {80}
+
+
+def test_parameters_are_first_read_after_the_stream_on_which_a_library_works(monkeypatch):
+    monkeypatch.setattr(ExchangeTensor, "current_stream", 80)
+    weight = InterfaceTensor(np.ones((3, 2), np.float16))
+    trace()
+    adamas.Adam([adamas.Parameter(weight)], 0.1, master_weights=True)
+    operations = trace()
+    at = next(k for k, (name, *rest) in enumerate(operations) if name == "record" and rest[1] == 80)
+    assert operations[at + 1][:2] == ("wait", operations[at][1])
+    assert at < min(k for k, (name, *_) in enumerate(operations) if name == "launch")
+
+
+def test_a_library_is_told_the_stream_on_which_it_works(monkeypatch):
+    monkeypatch.setattr(ExchangeTensor, "current_stream", 80)
+    weight = ExchangeTensor(np.ones((3, 2), np.float32))
+    adamas.Parameter(weight)
+    assert weight.streams == [80]
+
+
 def test_dlpack_producers_are_told_a_stream():
     grad = FakeTensor(np.ones((3, 2), np.float32))
     opt = optimizer_of(fake())
@@ -102,18 +138,18 @@ def test_dlpack_producers_are_told_a_stream():
     assert any(name == "record" and rest[1] == 1 for name, *rest in operations)
 
 
-def test_a_step_on_another_stream_comes_after_the_last():
+@pytest.mark.parametrize("stream", [32, 16])
+def test_a_step_comes_after_the_last(stream):
+    """Of the same handle too: 2 names another stream in each thread, and addresses are reused."""
     opt = optimizer_of(fake())
     opt((fake(),), stream=16)
     trace()
-    opt((fake(),), stream=16)
-    assert [name for name, *_ in trace() if name == "wait"] == []
-    opt((fake(),), stream=32)
+    opt((fake(),), stream=stream)
     operations = trace()
     waits = [operation for operation in operations if operation[0] == "wait"]
     assert waits == operations[:1]
-    assert waits[0][2] == 32
-    assert operations[-1] == ("record", waits[0][1], 32)
+    assert waits[0][2] == stream
+    assert operations[-1] == ("record", waits[0][1], stream)
 
 
 @pytest.mark.parametrize("locking", [False, True])
@@ -319,6 +355,34 @@ def test_a_capture_is_found_by_the_stream_of_a_library(monkeypatch):
         opt.refresh_rates(stream=80)
         graph.replay()
         assert np.array_equal(weight, other)
+
+
+READS = {
+    "step": lambda opt: opt.global_step,
+    "moment": lambda opt: opt.moment1[0].numpy(),
+    "assign": lambda opt: opt.moment1[0].assign(0),
+    "set step": lambda opt: setattr(opt, "global_step", 7),
+    "state": lambda opt: opt.state_dict(),
+    "rates": lambda opt: opt.refresh_rates(),
+}
+
+
+@pytest.mark.parametrize("what", READS)
+def test_the_host_waits_for_replays_on_any_stream(what):
+    opt = optimizer_of(fake(), capturable=True, weight_decay=Rising())
+    opt((fake(),), stream=16)
+    trace()
+    READS[what](opt)
+    assert ("wait_for_device",) not in trace()
+    with Graph(16) as graph:
+        opt((fake(),), stream=16)
+    graph.replay()
+    trace()
+    READS[what](opt)
+    assert ("wait_for_device",) in trace()
+    trace()
+    del opt
+    assert ("wait_for_device",) in trace()
 
 
 def test_what_can_not_be_captured():

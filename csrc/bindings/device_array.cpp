@@ -31,9 +31,6 @@ struct DLManagedTensorVersioned {
 
 constexpr std::uint64_t kReadOnly = 1;
 
-// What producers were told to make wait: cudaStreamLegacy, DLPack's 1.
-constexpr std::uintptr_t kLegacyStream = 1;
-
 py::dtype type_of(const DLTensor& tensor) {
   const std::string bits = std::to_string(tensor.bits);
   if (tensor.lanes == 1 && tensor.code == kDLInt) return py::dtype("int" + bits);
@@ -83,6 +80,11 @@ DeviceArray::DeviceArray(void* data, std::vector<py::ssize_t> shape, py::dtype t
       device_(device),
       owner_(std::move(owner)) {
   for (const py::ssize_t length : shape_) size_ *= length;
+  // On a device a misaligned access is the end of the whole process' context.
+  if (item_nbytes_ > 0 && !is_aligned(data, static_cast<std::size_t>(item_nbytes_))) {
+    throw py::value_error("an array on a device must be aligned to its items of " +
+                          std::to_string(item_nbytes_) + " bytes");
+  }
   const auto name = type_.attr("name").cast<std::string>();
   const std::pair<const char*, DType> kTypes[] = {{"float32", DType::float32},
                                                   {"float64", DType::float64},
@@ -97,7 +99,7 @@ DeviceArray::DeviceArray(void* data, std::vector<py::ssize_t> shape, py::dtype t
   tells_address_ = py::hasattr(owner_, "data_ptr");
 }
 
-DeviceArray DeviceArray::from_dlpack(py::object capsule, py::object owner) {
+DeviceArray DeviceArray::from_dlpack(py::object capsule, std::uintptr_t stream, py::object owner) {
   DLTensor* tensor = nullptr;
   bool readonly = false;
   py::object holder;
@@ -121,7 +123,7 @@ DeviceArray DeviceArray::from_dlpack(py::object capsule, py::object owner) {
   const std::vector<py::ssize_t> shape(tensor->shape, tensor->shape + tensor->ndim);
   DeviceArray array(tensor->first(), shape, type_of(*tensor), tensor->device_id, std::move(owner));
   array.is_readonly_ = readonly;
-  array.set_stream(kLegacyStream);
+  array.set_stream(stream);
   array.owner_ = py::make_tuple(array.owner_, holder);
   return array;
 }
@@ -151,7 +153,12 @@ void register_device_array(py::module_& module) {
           }),
           py::arg("data"), py::arg("shape"), py::arg("dtype"), py::arg("device"),
           py::arg("readonly"), py::arg("stream"), py::arg("owner"))
-      .def_static("from_dlpack", &DeviceArray::from_dlpack, py::arg("capsule"), py::arg("owner"))
+      .def_static("from_dlpack", &DeviceArray::from_dlpack, py::arg("capsule"), py::arg("stream"),
+                  py::arg("owner"))
+      .def_static("current_stream_of",
+                  [](py::handle array) {
+                    return reinterpret_cast<std::uintptr_t>(DLExchange::current_stream_of(array));
+                  })
       .def_property_readonly(
           "shape", [](const DeviceArray& self) { return py::tuple(py::cast(self.shape())); })
       .def_property_readonly("ndim", [](const DeviceArray& self) { return self.shape().size(); })

@@ -11,15 +11,21 @@
 
 namespace adamas::bindings {
 
+inline bool is_aligned(const void* data, std::size_t item_nbytes) {
+  return reinterpret_cast<std::uintptr_t>(data) % item_nbytes == 0;
+}
+
 class DeviceArray {
  public:
-  // C-contiguous memory that `owner` keeps alive.
+  // C-contiguous memory that `owner` keeps alive.  Raises ValueError if it is not aligned to items.
   DeviceArray(void* data, std::vector<pybind11::ssize_t> shape, pybind11::dtype type,
               std::int32_t device, pybind11::object owner);
 
-  // Takes over a capsule "dltensor" or "dltensor_versioned".  Raises BufferError if it is not of a
-  // CUDA device, and ValueError if it is not contiguous.
-  static DeviceArray from_dlpack(pybind11::object capsule, pybind11::object owner);
+  // Takes over a capsule "dltensor" or "dltensor_versioned", whose producer was told to make
+  // `stream` wait.  Raises BufferError if it is not of a CUDA device, and ValueError if it is not
+  // contiguous.
+  static DeviceArray from_dlpack(pybind11::object capsule, std::uintptr_t stream,
+                                 pybind11::object owner);
 
   void* data() const { return data_; }
   const std::vector<pybind11::ssize_t>& shape() const { return shape_; }

@@ -143,7 +143,8 @@ bool DeviceReader::view(const Parameter& parameter, py::handle grad, Gradient* g
   if (!exchange->describe(grad, &tensor) || !tensor.is_on_cuda() ||
       tensor.device_id != array.device() || !tensor.is_contiguous() ||
       !tensor.find_dtype(&gradient->dtype) || !accepts(array, gradient->dtype) ||
-      !has_shape(array, tensor.shape, tensor.ndim)) {
+      !has_shape(array, tensor.shape, tensor.ndim) ||
+      !is_aligned(tensor.first(), item_size(gradient->dtype))) {
     return false;
   }
   gradient->values = tensor.first();
@@ -172,6 +173,12 @@ bool DeviceReader::view_interface(const Parameter& parameter, py::handle grad, G
       !is_none(item("strides")) || !is_none(item("mask"))) {
     return false;
   }
+  // Before version 3 it names no stream: device_arrays.py asks the library for its own.
+  PyObject* const version = item("version");
+  if (version == nullptr || PyLong_AsLong(version) < 3) {
+    PyErr_Clear();
+    return false;
+  }
   constexpr std::pair<const char*, DType> kTypestrs[] = {
       {"<f4", DType::float32}, {"<f2", DType::float16}, {"<f8", DType::float64}};
   const auto* known = std::find_if(
@@ -191,7 +198,8 @@ bool DeviceReader::view_interface(const Parameter& parameter, py::handle grad, G
     PyErr_Clear();
     return false;
   }
-  if (!has_shape(*parameter.array, lengths.data(), static_cast<std::int64_t>(lengths.size()))) {
+  if (!has_shape(*parameter.array, lengths.data(), static_cast<std::int64_t>(lengths.size())) ||
+      !is_aligned(gradient->values, item_size(gradient->dtype))) {
     return false;
   }
   if (gradient->values != parameter.checked) {

@@ -95,4 +95,11 @@ void* DLExchange::current_stream(const DLTensor& tensor) const {
   return stream;
 }
 
+void* DLExchange::current_stream_of(py::handle object) {
+  DLTensor tensor;
+  const DLExchange* exchange = of(Py_TYPE(object.ptr()));
+  if (exchange == nullptr || !exchange->describe(object, &tensor)) return nullptr;
+  return tensor.is_on_cuda() ? exchange->current_stream(tensor) : nullptr;
+}
+
 }  // namespace adamas::bindings

@@ -46,6 +46,9 @@ class DLExchange {
   // The stream on which the library works at present.
   void* current_stream(const DLTensor& tensor) const;
 
+  // The same of any object; null if that can't be told.  With the GIL.
+  static void* current_stream_of(pybind11::handle object);
+
  private:
   struct Table;
   const Table* table_ = nullptr;

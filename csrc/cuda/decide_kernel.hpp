@@ -29,7 +29,9 @@ struct OrderedSum {
       cta.sync();
       cta.each([&](int thread) {
         if (thread >= kLanes) return;
-        for (std::int64_t k = thread; k < some; k += kLanes) lanes[thread] += staged[k];
+        double sum = lanes[thread];  // in a register: a store for each value would be slow
+        for (std::int64_t k = thread; k < some; k += kLanes) sum += staged[k];
+        lanes[thread] = sum;
       });
       cta.sync();
     }

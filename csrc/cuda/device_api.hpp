@@ -13,7 +13,7 @@
 
 namespace adamas::cuda {
 
-inline constexpr int kAbi = 1;
+inline constexpr int kAbi = 2;
 
 // Error codes of the device; 0: none.
 using Error = int;
@@ -93,6 +93,7 @@ struct DeviceApi {
   Error (*create_stream)(Stream* stream);
   Error (*destroy_stream)(Stream stream);
   Error (*wait_for_stream)(Stream stream);  // the calling thread waits
+  Error (*wait_for_device)();               // for all streams
   Error (*create_event)(Event* event);
   Error (*destroy_event)(Event event);
   Error (*record)(Event event, Stream stream);

@@ -280,6 +280,12 @@ Error wait_for_stream(Stream stream) {
   return refuse_capture(stream);
 }
 
+Error wait_for_device() {
+  if (Error error = enter()) return error;
+  note("wait_for_device", {});
+  return world().capturing ? kCapturing : 0;
+}
+
 Error record(Event event, Stream stream) {
   if (Error error = enter()) return error;
   if (Error error = refuse_capture(stream)) return error;
@@ -305,15 +311,34 @@ Error is_finished(Event event, bool* finished) {
 }
 
 constexpr DeviceApi kApi = {
-    kAbi,           "emulated",      kNoMemory,
-    error_text,     count,           current,
-    select,         device_of,       is_capturing,
-    allocate,       release,         copy,
-    fill,           launch,          sort,
-    scan,           allocate_pinned, release_pinned,
-    create_handle,  destroy_handle,  wait_for_stream,
-    create_handle,  destroy_handle,  record,
-    wait_in_stream, wait_for_event,  is_finished,
+    kAbi,
+    "emulated",
+    kNoMemory,
+    error_text,
+    count,
+    current,
+    select,
+    device_of,
+    is_capturing,
+    allocate,
+    release,
+    copy,
+    fill,
+    launch,
+    sort,
+    scan,
+    allocate_pinned,
+    release_pinned,
+    create_handle,
+    destroy_handle,
+    wait_for_stream,
+    wait_for_device,
+    create_handle,
+    destroy_handle,
+    record,
+    wait_in_stream,
+    wait_for_event,
+    is_finished,
 };
 
 }  // namespace

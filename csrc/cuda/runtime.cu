@@ -1,6 +1,7 @@
 // libadamas_cuda.so: the device table over the CUDA runtime, and the kernels.
 //
-// Nothing here waits for a device as a whole: memory comes and goes in the order of a stream.
+// Memory comes and goes in the order of a stream; only wait_for_device() waits for a device as a
+// whole.
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
 
@@ -114,6 +115,8 @@ Error create_stream(Stream* stream) {
 Error destroy_stream(Stream stream) { return result(cudaStreamDestroy(native(stream))); }
 Error wait_for_stream(Stream stream) { return result(cudaStreamSynchronize(native(stream))); }
 
+Error wait_for_device() { return result(cudaDeviceSynchronize()); }
+
 Error create_event(Event* event) {
   cudaEvent_t created = nullptr;
   const Error error = result(cudaEventCreateWithFlags(&created, cudaEventDisableTiming));
@@ -135,15 +138,34 @@ Error is_finished(Event event, bool* finished) {
 }
 
 constexpr DeviceApi kApi = {
-    kAbi,           "cuda",          static_cast<Error>(cudaErrorMemoryAllocation),
-    error_text,     count,           current,
-    select,         device_of,       is_capturing,
-    allocate,       release,         copy,
-    fill,           launch,          sort,
-    scan,           allocate_pinned, release_pinned,
-    create_stream,  destroy_stream,  wait_for_stream,
-    create_event,   destroy_event,   record,
-    wait_in_stream, wait_for_event,  is_finished,
+    kAbi,
+    "cuda",
+    static_cast<Error>(cudaErrorMemoryAllocation),
+    error_text,
+    count,
+    current,
+    select,
+    device_of,
+    is_capturing,
+    allocate,
+    release,
+    copy,
+    fill,
+    launch,
+    sort,
+    scan,
+    allocate_pinned,
+    release_pinned,
+    create_stream,
+    destroy_stream,
+    wait_for_stream,
+    wait_for_device,
+    create_event,
+    destroy_event,
+    record,
+    wait_in_stream,
+    wait_for_event,
+    is_finished,
 };
 
 }  // namespace

@@ -53,6 +53,7 @@ Status Stepper::open(std::int32_t device, std::unique_ptr<Stepper>* stepper) {
 Stepper::~Stepper() {
   const DeviceScope scope(device_);
   if (has_last_) device_.api->wait_for_event(last_event_->get());
+  if (captured_) device_.api->wait_for_device();
   for (Buffer* buffer :
        {&state_, &tables_, &blocks_, &chunks_, &rows_, &rates_, &flags_, &scratch_}) {
     buffer->release(stream_.get());
@@ -114,8 +115,16 @@ void Stepper::close() noexcept {
              "relied on: make a new optimizer"};
 }
 
+// On the same stream too: that costs the device nothing, and one handle may name several streams
+// (those of threads, and a new one that got the address of one that is gone).
 void Stepper::order_after_last(Queue& queue) noexcept {
-  if (has_last_ && last_stream_ != queue.stream()) queue.wait_for(last_event_->get());
+  if (has_last_) queue.wait_for(last_event_->get());
+}
+
+// Graphs that hold a step may be replayed on any stream.
+void Stepper::order_after_all(Queue& queue) noexcept {
+  if (captured_ && queue.error() == 0) queue.note(device_.api->wait_for_device());
+  order_after_last(queue);
 }
 
 Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& corrections,
@@ -204,7 +213,6 @@ void Stepper::begin(Queue& queue, const Place& place) {
 
 void Stepper::end(Queue& queue, const Place& place) {
   if (decides_) queue.copy(pinned_.get(), control_, sizeof(Control));
-  last_stream_ = queue.stream();
   if (capturing_) return;
   queue.record(last_event_->get());
   has_last_ = true;
@@ -237,7 +245,6 @@ Status Stepper::set_rates(Span<const Rates> rates, double loss_scale, Stream str
   send_inputs(queue, rates, loss_scale);
   queue.record(last_event_->get());
   has_last_ = true;
-  last_stream_ = stream;
   return finish(queue);
 }
 
@@ -261,7 +268,6 @@ Status Stepper::report_refusal(Stream stream) noexcept {
   order_after_last(queue);
   queue.store(&control_->refusal, &kNoRefusal, sizeof(kNoRefusal));
   queue.record(last_event_->get());
-  last_stream_ = stream;
   const Status failed = finish(queue);
   return failed.ok() ? status : failed;
 }
@@ -319,9 +325,7 @@ Status Stepper::outcome(Control* control) noexcept {
   const DeviceScope scope(device_);
   Queue queue(device_, stream_.get());
   queue.note(scope.error());
-  order_after_last(queue);
-  // Where graphs are replayed is not known here, but they end with a copy to this place.
-  if (captured_) queue.note(device_.api->wait_for_stream(last_stream_));
+  order_after_all(queue);
   queue.copy(pinned_.get(), control_, sizeof(Control));
   queue.finish();
   if (queue.error() == 0) *control = *pinned_.as<Control>();
@@ -332,7 +336,7 @@ Status Stepper::set_counters(const Counters& counters) noexcept {
   const DeviceScope scope(device_);
   Queue queue(device_, stream_.get());
   queue.note(scope.error());
-  order_after_last(queue);
+  order_after_all(queue);
   Control control{};
   control.step = counters.global_step;
   control.skipped_steps = counters.skipped_steps;
@@ -351,7 +355,7 @@ Status Stepper::set_global_step(std::int64_t step, std::int64_t moved) noexcept 
   const DeviceScope scope(device_);
   Queue queue(device_, stream_.get());
   queue.note(scope.error());
-  order_after_last(queue);
+  order_after_all(queue);
   queue.touch();
   if (decides_) queue.store(&control_->step, &step, sizeof(step));
   for (std::size_t i = 0; i < entries_.size(); ++i) {
@@ -368,7 +372,7 @@ Status Stepper::read(const void* device, void* host, std::size_t nbytes) noexcep
   const DeviceScope scope(device_);
   Queue queue(device_, stream_.get());
   queue.note(scope.error());
-  order_after_last(queue);
+  order_after_all(queue);
   queue.copy(host, device, nbytes);
   queue.finish();
   return queue.status();

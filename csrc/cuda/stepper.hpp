@@ -99,6 +99,7 @@ class Stepper {
   // stepper.cpp
   Status finish(Queue& queue) noexcept;
   void order_after_last(Queue& queue) noexcept;
+  void order_after_all(Queue& queue) noexcept;  // replays of graphs too, for which the host waits
   Status report_refusal(Stream stream) noexcept;
   Status run(const core::Selection& selection, Span<const Rates> rates, double loss_scale,
              const Place& place);
@@ -150,7 +151,6 @@ class Stepper {
   bool capturing_ = false;  // the step at hand
   bool captured_ = false;   // some step was: graphs refer to the tables from then on
   bool has_last_ = false;
-  Stream last_stream_ = nullptr;
 
   Buffer state_;
   Buffer tables_;  // tensors, then gradients

@@ -32,6 +32,8 @@ struct RowSums {
   using Args = RowSumsArgs;
   using Shared = GroupSums;
   static constexpr int kThreads = kSumThreads;
+  // With all the registers that the compiler would take, one would fit.
+  static constexpr int kBlocksAtOnce = 4;
 
   // How many segments a block of threads sums at a time, for so many tiles in each.
   ADAMAS_DEVICE static std::int64_t tiles_of(const TensorEntry& tensor) {

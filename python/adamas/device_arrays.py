@@ -7,6 +7,7 @@ is (strided, of a type that the kernels do not know) is refused: a copy is the c
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from . import _core
 
 _DEFAULT_STREAM = 1  # as DLPack calls it
 _CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged of DLPack
+_NAMES_STREAMS = 3  # the version of the CUDA array interface from which on it does; torch has 2
 
 
 def is_jax(value: object) -> bool:
@@ -62,9 +64,10 @@ def _from_interface(exporter: Any, owner: Any) -> _core.DeviceArray | None:
     _check_contiguous(shape, interface.get("strides"), dtype.itemsize)
     address, readonly = interface["data"]
     device = _core.device_of(address) if address else _device_of_empty(exporter)
-    return _core.DeviceArray(
-        address, shape, dtype, max(device, 0), readonly, interface.get("stream") or 0, owner
-    )
+    stream = interface.get("stream") or 0
+    if interface.get("version", 0) < _NAMES_STREAMS:
+        stream = _current_stream(exporter)
+    return _core.DeviceArray(address, shape, dtype, max(device, 0), readonly, stream, owner)
 
 
 def _device_of_empty(exporter: Any) -> int:
@@ -74,18 +77,28 @@ def _device_of_empty(exporter: Any) -> int:
     return 0
 
 
+def _current_stream(exporter: Any) -> int:
+    """Return the stream on which the library of an array works; 0: the default one, or unknown."""
+    stream = _core.DeviceArray.current_stream_of(exporter)
+    torch = sys.modules.get("torch")
+    if stream == 0 and torch is not None and isinstance(exporter, torch.Tensor):  # before 2.10
+        stream = int(torch.cuda.current_stream(exporter.device).cuda_stream)
+    return stream
+
+
 def _from_dlpack(exporter: Any, owner: Any) -> _core.DeviceArray | None:
-    """Have the producer make the default stream wait for it, on which the step then waits."""
+    """Have the producer make a stream wait for it, on which the step then waits."""
     if not hasattr(exporter, "__dlpack_device__"):
         return None
     device_type, _ = exporter.__dlpack_device__()
     if int(device_type) not in _CUDA_DEVICES:
         return None
+    stream = _current_stream(exporter) or _DEFAULT_STREAM
     try:
-        capsule = exporter.__dlpack__(stream=_DEFAULT_STREAM, max_version=(1, 0))
+        capsule = exporter.__dlpack__(stream=stream, max_version=(1, 0))
     except TypeError:  # before DLPack 1.0
-        capsule = exporter.__dlpack__(stream=_DEFAULT_STREAM)
-    return _core.DeviceArray.from_dlpack(capsule, owner)
+        capsule = exporter.__dlpack__(stream=stream)
+    return _core.DeviceArray.from_dlpack(capsule, stream, owner)
 
 
 def _check_contiguous(shape: tuple[int, ...], strides: Any, itemsize: int) -> None:
