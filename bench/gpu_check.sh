@@ -8,6 +8,7 @@
 #
 # Results go to $OUT (default bench/results): gpu_check.log, gpu.json and gpu.txt.  What would begin
 # after $LIMIT seconds (default 570) is left out and counts as failed.
+# shellcheck disable=SC2329  # parts are called by their names
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 OUT=${OUT:-bench/results}
@@ -20,8 +21,6 @@ mkdir -p "$OUT" "$SITE"
 failed=0
 export PYTHONUNBUFFERED=1
 export PYTHONPATH="$PWD/$SITE${PYTHONPATH:+:$PYTHONPATH}"
-
-# shellcheck disable=SC2329  # parts are called by their names
 
 # part <name> <limit in seconds> <command>...: runs it, logs it and shows how it ended.
 part() {
