@@ -5,7 +5,8 @@
 #include "adamas/system.hpp"
 #include "bindings/register.hpp"
 
-PYBIND11_MODULE(_core, module) {
+// No GIL is needed: what threads share here is constant, atomic or the core's, which has locks.
+PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.doc() = "The native core of adamas; use the package adamas instead.";
   if (adamas::Status status = adamas::select_isa_from_environment(); !status.ok()) {
     throw pybind11::import_error("environment variable ADAMAS_ISA is '" +

@@ -25,7 +25,7 @@ std::vector<std::string> isa_names(bool supported_only) {
 }  // namespace
 
 void register_system(py::module_& module) {
-  module.attr("__version__") = ADAMAS_VERSION;
+  module.attr("__version__") = version();
   module.attr("compiler") = compiler();
   module.def("isas_built", [] { return isa_names(false); });
   module.def("isas_supported", [] { return isa_names(true); });

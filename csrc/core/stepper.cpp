@@ -1,10 +1,10 @@
 #include "core/stepper.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <new>
 #include <numeric>
 
+#include "core/checks.hpp"
 #include "core/prefetch.hpp"
 #include "cpu/isa.hpp"
 #include "rules/ordered_sum.hpp"
@@ -12,11 +12,7 @@
 namespace adamas::core {
 namespace {
 
-template <class Real>
-bool is_finite(const rules::Scalars<Real>& s) {
-  return std::isfinite(s.decay) && std::isfinite(s.keep) && std::isfinite(s.negative_step) &&
-         s.one_minus_beta1 > 0;
-}
+static_assert(rules::kEntryLimit == RowMerge::kEnd);
 
 // Where the rows of a table, of its moments and of a sparse gradient lie.
 class RowMemory {
@@ -70,39 +66,20 @@ void Stepper::prepare(const AdamConfig& config, Storage& storage, std::size_t ra
   sparse_parameters_.reserve(tensors.size());
 }
 
-Scaling Stepper::scaling(const Rates& rates, double decay_factor) const {
-  const Rates used{rates.learning_rate, rates.weight_decay * decay_factor};
-  Scaling result{};
-  result.seed = config_.seed;
-  result.step = step_;
-  result.scalars.float32 = rules::fold<float>(config_, used, corrections_, factor_);
-  result.scalars.float64 = rules::fold<double>(config_, used, corrections_, factor_);
-  if (config_.use_nesterov) result.variant |= rules::kNesterov;
-  if (config_.use_amsgrad) result.variant |= rules::kAmsgrad;
-  if (used.weight_decay != 0.0 && !config_.decoupled_weight_decay) result.variant |= rules::kL2;
-  return result;
+Scaling Stepper::scaling(const rules::Folded& folded) const {
+  return {{folded.float32, folded.float64}, folded.variant, config_.seed, step_};
 }
 
 Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& corrections,
                      std::int64_t step, double factor) noexcept {
-  corrections_ = corrections;
   step_ = step;
   factor_ = factor;
   for (std::size_t k = 0; k < folded_.size(); ++k) {
-    Folded& folded = folded_[k];
-    folded.rates = rates[k];
-    folded.listed = scaling(rates[k], 1.0);
-    folded.unlisted = decays_all_rows() ? folded.listed : scaling(rates[k], 0.0);
-    // Where decay is counted by entries, the largest count must stay finite too.
-    const cpu::StepScalars scalars =
-        decays_all_rows() ? folded.listed.scalars
-                          : scaling(rates[k], static_cast<double>(RowMerge::kEnd)).scalars;
-    if (!is_finite(scalars.float64) || (has_float32_ && !is_finite(scalars.float32))) {
-      return {
-          StatusCode::invalid_argument,
-          "a learning rate or weight decay is too large for the arithmetic, or the factor of the "
-          "gradients too small"};
+    rules::FoldedRates folded;
+    if (!rules::fold_rates(config_, rates[k], corrections, factor, has_float32_, &folded)) {
+      return bad(kScalarsOutOfRange);
     }
+    folded_[k] = {scaling(folded.listed), scaling(folded.unlisted), folded.weight_decay};
   }
   return {};
 }
@@ -117,11 +94,16 @@ const Scaling& Stepper::row_scaling(const Tensor& tensor, const RowMerge& merge,
                                     const ListedRow& listed, Scaling& own) const {
   const Folded& folded = folded_[static_cast<std::size_t>(tensor.spec.rates)];
   const bool repeats = listed.first != listed.last;
-  if (decays_all_rows() || !repeats || folded.rates.weight_decay == 0.0) return folded.listed;
+  if (rules::decays_all_rows(config_) || !repeats || folded.weight_decay == 0.0) {
+    return folded.listed;
+  }
   double entries = 0.0;
   for (std::uint32_t entry = listed.first; entry != RowMerge::kEnd; entry = merge.next(entry))
     ++entries;
-  own = scaling(folded.rates, entries);
+  own = folded.listed;
+  own.scalars.float32.decay = rules::decay_of_entries<float>(folded.weight_decay, factor_, entries);
+  own.scalars.float64.decay =
+      rules::decay_of_entries<double>(folded.weight_decay, factor_, entries);
   return own;
 }
 

@@ -1,11 +1,11 @@
 // Decides on the device whether a step is made, and with which scalars: so that clipping, skipping
 // and captured graphs need not wait for the host.
 //
-// The same decisions in the same order as Optimizer::Impl::step of core/optimizer.cpp.
+// The same decisions in the same order as Optimizer::Impl::update_on_host of core/host_step.cpp.
 #pragma once
 
-#include "cuda/fold_rates.hpp"
 #include "cuda/sum_kernels.hpp"
+#include "rules/fold_rates.hpp"
 
 namespace adamas::cuda {
 
@@ -103,8 +103,8 @@ struct Decide {
   ADAMAS_DEVICE static void fold_all(const Args& args, Cta cta, Shared& shared) {
     cta.each([&](int thread) {
       for (int k = thread; k < args.rates_count; k += kThreads) {
-        if (!fold_rates(args.config, args.rates[k], shared.corrections, shared.factor,
-                        args.has_float32, &args.entries[k])) {
+        if (!rules::fold_rates(args.config, args.rates[k], shared.corrections, shared.factor,
+                               args.has_float32, &args.entries[k])) {
           shared.fits = false;
         }
       }

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "adamas/types.hpp"
-#include "rules/adam.hpp"
+#include "rules/fold_rates.hpp"
 
 namespace adamas::cuda {
 
@@ -52,19 +52,9 @@ struct Chunk {
   std::int32_t tensor;
 };
 
-// The scalars of one step for one element of the rates.
-struct Folded {
-  rules::Scalars<float> float32;
-  rules::Scalars<double> float64;
-  unsigned variant;  // without kCentralize
-};
-
-struct RateEntry {
-  Folded listed;        // for elements that have a gradient
-  Folded unlisted;      // for rows that a sparse gradient does not list
-  double weight_decay;  //
-  double factor;        // what gradients are multiplied with
-};
+// One element of the rates.
+using rules::Folded;
+using RateEntry = rules::FoldedRates;
 
 // Why the device refused to make a step.
 enum class Refusal : std::int32_t { none, scalars, not_finite, norm };

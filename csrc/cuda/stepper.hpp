@@ -1,7 +1,7 @@
 // The work of a step on a CUDA device: what core/stepper.cpp is for the CPU.
 //
 // Everything is queued on the caller's stream, and the host waits for nothing but the check of row
-// indices.  core/optimizer.cpp has checked all arguments.  Steps are decided either by the host, as
+// indices.  core/checks.cpp has checked all arguments.  Steps are decided either by the host, as
 // on the CPU, or on the device (`decides`): where that depends on the gradients' values.
 #pragma once
 
@@ -70,6 +70,9 @@ class Stepper {
   Status write(void* device, const void* host, std::size_t nbytes) noexcept;
 
  private:
+  static constexpr std::int64_t kForEach = 256;   // items per block of threads
+  static constexpr std::int64_t kSumGroups = 16;  // tiles or rows to sum, likewise
+
   // What the gradient of a parameter is like; kernels are chosen by it.
   enum class GradKind : std::uint8_t { none, float32, float64, float16, bfloat16, sparse };
 
@@ -93,32 +96,11 @@ class Stepper {
 
   Stepper() = default;
 
+  // stepper.cpp
   Status finish(Queue& queue) noexcept;
   void order_after_last(Queue& queue) noexcept;
   void order_after_all(Queue& queue) noexcept;  // replays of graphs too, for which the host waits
-  void prepare_tensors(Queue& queue);
-  void prepare_blocks(Queue& queue);
-  void prepare_rows(Queue& queue);
-  void load_masters(Queue& queue);
-
   Status report_refusal(Stream stream) noexcept;
-  Status sort_rows(Queue& queue, const core::Selection& selection);
-  void reserve_rows(Queue& queue, std::size_t i, const RowIndices& rows);
-  void index_rows(Queue& queue, std::size_t i, const RowIndices& rows);
-  Status check_rows(Queue& queue, const core::Selection& selection);
-  void group_rows(Queue& queue, std::size_t i);
-  void send_grads(Queue& queue, const core::Selection& selection);
-  GradKind kind_of(std::size_t i, const Gradient& grad) const;
-  Status choose_kernels(Queue& queue, const core::Selection& selection);
-  void list_chunks(std::vector<Chunk>* chunks);
-  void send_inputs(Queue& queue, Span<const Rates> rates, double loss_scale);
-  void measure(Queue& queue, const core::Selection& selection);
-  void queue_update(Queue& queue, const core::Selection& selection);
-  void centralize(Queue& queue, const core::Selection& selection);
-  void update_dense(Queue& queue, const core::Selection& selection);
-  void update_table(Queue& queue, const core::Selection& selection, std::size_t i);
-  bool takes_table(std::size_t i, const Gradient& grad) const;
-  StepArgs step_args() const;
   Status run(const core::Selection& selection, Span<const Rates> rates, double loss_scale,
              const Place& place);
   Status check_capture(const core::Selection& selection) const;
@@ -126,7 +108,32 @@ class Stepper {
   void end(Queue& queue, const Place& place);
   void queue_decision(Queue& queue, const core::Selection& selection, Span<const Rates> rates,
                       double loss_scale);
+  void measure(Queue& queue, const core::Selection& selection);
+  void queue_update(Queue& queue, const core::Selection& selection);
+  void centralize(Queue& queue, const core::Selection& selection);
+  void update_dense(Queue& queue, const core::Selection& selection);
   bool measures() const { return config_.max_grad_norm > 0.0 || config_.skip_nonfinite; }
+
+  // step_tables.cpp
+  void prepare_tensors(Queue& queue);
+  void prepare_blocks(Queue& queue);
+  void prepare_rows(Queue& queue);
+  void load_masters(Queue& queue);
+  void send_grads(Queue& queue, const core::Selection& selection);
+  bool takes_table(std::size_t i, const Gradient& grad) const;
+  GradKind kind_of(std::size_t i, const Gradient& grad) const;
+  Status choose_kernels(Queue& queue, const core::Selection& selection);
+  void list_chunks(std::vector<Chunk>* chunks);
+  void send_inputs(Queue& queue, Span<const Rates> rates, double loss_scale);
+  StepArgs step_args() const;
+
+  // sparse_rows.cpp
+  Status sort_rows(Queue& queue, const core::Selection& selection);
+  void reserve_rows(Queue& queue, std::size_t i, const RowIndices& rows);
+  Status check_rows(Queue& queue, const core::Selection& selection);
+  void group_rows(Queue& queue, std::size_t i);
+  void measure_rows(Queue& queue, const core::Selection& selection, std::size_t i);
+  void update_table(Queue& queue, const core::Selection& selection, std::size_t i);
 
   Device device_;
   AdamConfig config_;

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cuda/elements.hpp"
-#include "cuda/fold_rates.hpp"
 
 namespace adamas::cuda {
 
@@ -258,7 +257,8 @@ struct Table {
       piece.grad = {grad.values, grad.dtype,        args.sorted.entry + place,
                     entries,     tensor.row_length, in_row};
       if (args.decays_entries && entries > 1 && rates.weight_decay != 0.0) {
-        piece.scalars.decay = decay_of_entries<Real>(rates, static_cast<double>(entries));
+        piece.scalars.decay = rules::decay_of_entries<Real>(rates.weight_decay, rates.factor,
+                                                            static_cast<double>(entries));
       }
     }
     piece.decay1 = -1.0;

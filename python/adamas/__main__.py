@@ -1,13 +1,26 @@
-"""Say what was built, what this machine has and what will be used: ``python -m adamas``."""
+"""Say what was built, what this machine has and what will be used: ``python -m adamas``.
+
+``python -m adamas --cmake-dir`` and its like say where the files for C and C++ are.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+from pathlib import Path
 
 import numpy as np
 
 from . import _core
+
+_HERE = Path(__file__).resolve().parent
+# What of the package C and C++ need, by option; the library is named with its version.
+_NATIVE_FILES = {
+    "--cmake-dir": ("lib/cmake/adamas", "the folder for CMake's adamas_DIR"),
+    "--include-dir": ("include", "the folder of the headers, for -I"),
+    "--library": ("lib/libadamas.so.*", "the shared library, for ctypes and other languages"),
+}
 
 
 def _cuda() -> str:
@@ -36,10 +49,37 @@ def report() -> list[tuple[str, str]]:
     ]
 
 
+def native_file(pattern: str) -> Path:
+    """Return the path of what is installed for C and C++.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the package is used from the source tree, which holds none of it.
+    """
+    found = sorted(_HERE.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"no {_HERE / pattern}: adamas is not installed but used in place")
+    return found[0]
+
+
 def main() -> None:
-    """Print the report."""
-    for label, text in report():
-        print(f"{label:<16}{text}")
+    """Print the report, or the path that was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m adamas", description=__doc__)
+    asked = parser.add_mutually_exclusive_group()
+    for option, (pattern, text) in _NATIVE_FILES.items():
+        asked.add_argument(
+            option, action="store_const", dest="pattern", const=pattern, help=f"print {text}"
+        )
+    pattern = parser.parse_args().pattern
+    if pattern is None:
+        for label, text in report():
+            print(f"{label:<16}{text}")
+        return
+    try:
+        print(native_file(pattern))
+    except FileNotFoundError as error:
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -15,21 +15,12 @@
 #include <memory>
 #include <optional>
 
+#include "adamas/api.h"
+#include "adamas/span.hpp"
 #include "adamas/status.hpp"
 #include "adamas/types.hpp"
 
 namespace adamas {
-
-// A pointer and a length (C++17 has no std::span).
-template <class T>
-struct Span {
-  T* data = nullptr;
-  std::size_t size = 0;
-
-  T* begin() const { return data; }
-  T* end() const { return data + size; }
-  T& operator[](std::size_t i) const { return data[i]; }
-};
 
 // The arrays of state kept for a parameter: one element for each of its elements, of its real type
 // (the moments: of the state format); but row_step has one int64 for each row.
@@ -67,7 +58,7 @@ struct ArrayCopy {
   std::size_t nbytes = 0;         // exactly those of the array
 };
 
-class Optimizer {
+class ADAMAS_API Optimizer {
  public:
   // Reserves the state, zeroed, of all parameters, where they are: on the CPU, or all on one CUDA
   // device.  Their memory must outlive the optimizer.  `after`: streams of a device on which the
@@ -148,8 +139,8 @@ class Optimizer {
   int num_threads() const noexcept;
 
  private:
-  struct Impl;
-  explicit Optimizer(std::unique_ptr<Impl> impl) noexcept;
+  struct ADAMAS_HIDDEN Impl;
+  ADAMAS_HIDDEN explicit Optimizer(std::unique_ptr<Impl> impl) noexcept;
   std::unique_ptr<Impl> impl_;
 };
 

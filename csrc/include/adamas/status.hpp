@@ -28,6 +28,7 @@ class [[nodiscard]] Status {
   constexpr bool ok() const { return code_ == StatusCode::ok; }
   constexpr StatusCode code() const { return code_; }
   constexpr std::int64_t index() const { return index_; }
+  constexpr const char* what() const { return what_; }  // stays valid
   std::string message() const {
     if (code_ == StatusCode::device_error) return std::string("CUDA: ") + what_;
     return index_ < 0 ? what_ : what_ + (" (position " + std::to_string(index_) + ")");

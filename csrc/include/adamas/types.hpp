@@ -28,7 +28,8 @@ enum class RowPolicy : std::uint8_t {
   catch_up,  // nothing now; their moments decay by all missed steps when they are listed next
 };
 
-// Where the bias correction stands (docs/NUMERICS.md).
+// Where the bias correction stands (docs/NUMERICS.md).  For the bits of the Python package, a
+// program that chooses `mindspore` rounds beta1, beta2, eps and learning rates to float32 itself.
 enum class Numerics : std::uint8_t {
   standard,   // Kingma and Ba, Algorithm 1: eps is added to the corrected root
   mindspore,  // the step size is corrected instead, as MindSpore's kernels do
