@@ -1,13 +1,17 @@
-"""Say what was built, what this machine has and what will be used: ``python -m adamas``."""
+"""Say what was built, what this machine has and what will be used: ``python -m adamas``.
+
+``python -m adamas bench`` measures how fast a step is here.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
 
 import numpy as np
 
-from . import _core
+from . import _bench, _core
 
 
 def report() -> list[tuple[str, str]]:
@@ -32,7 +36,10 @@ def report() -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Print the report."""
+    """Print the report, or measure."""
+    if sys.argv[1:2] == ["bench"]:
+        _bench.main(sys.argv[2:])
+        return
     for label, text in report():
         print(f"{label:<16}{text}")
 
