@@ -92,7 +92,7 @@ def native_signatures():
     for name, value in vars(_core).items():
         members = {"": value} if inspect.isbuiltin(value) else {}
         if isinstance(value, type) and not issubclass(value, Enum):
-            members = {f".{key}": member for key, member in vars(value).items()}
+            members = {f".{key}": getattr(value, key) for key in vars(value)}
         for key, member in members.items():
             if isinstance(member, property):
                 found[name + key] = [], native_signature(member.fget.__doc__)[1]
