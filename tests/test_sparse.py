@@ -486,7 +486,7 @@ def test_indices_and_values_in_other_forms(as_given, index_dtype):
 # The same bits everywhere
 
 
-COUNTS = (0, 1, 5, 511, 512, 513, 1023, 1024, 1025, 8191, 8192, 8193, 16385, 20000)
+COUNTS = (0, 1, 5, 16, 17, 48, 49, 511, 512, 513, 1023, 1024, 1025, 8191, 8192, 8193, 16385, 20000)
 TABLE_ROWS = (1, 2, 1000, 5003)
 # (entries, rows, elements per row): each count with two of the tables, some rows that are no power
 # of two of elements or longer than a tile, and one table that is far larger than its gradient.

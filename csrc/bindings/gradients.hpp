@@ -17,6 +17,7 @@ struct Views {
   std::vector<Gradient> grads;
   std::vector<RowIndices> rows;             // as many as there is room for: grads point into it
   std::vector<pybind11::object> converted;  // kept alive until the step is done
+  std::vector<void*> streams;               // of a device, on which the gradients are made
 };
 
 class GradientReader {

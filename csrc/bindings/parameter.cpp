@@ -34,7 +34,8 @@ bool find_by_name(PyObject* descriptor, DType* dtype) {
     if (name != known) continue;
     *dtype = type;
     PyObject* none = nullptr;
-    if (usual_descriptor(type).compare_exchange_strong(none, descriptor)) Py_INCREF(descriptor);
+    Py_INCREF(descriptor);  // first: another thread may look as soon as it is there
+    if (!usual_descriptor(type).compare_exchange_strong(none, descriptor)) Py_DECREF(descriptor);
     return true;
   }
   return false;

@@ -11,6 +11,7 @@ namespace adamas::bindings {
 
 void register_system(pybind11::module_& module);
 void register_optimizer(pybind11::module_& module);
+void register_device_array(pybind11::module_& module);
 
 // Raises the Python exception that fits an error.
 inline void raise_if_error(const Status& status, const std::string& suffix = "") {
@@ -25,6 +26,7 @@ inline void raise_if_error(const Status& status, const std::string& suffix = "")
       type = PyExc_IndexError;
       break;
     case StatusCode::bad_state:
+    case StatusCode::device_error:
       type = PyExc_RuntimeError;
       break;
     default:

@@ -6,11 +6,14 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "adamas/optimizer.hpp"
+#include "bindings/device_gradients.hpp"
 #include "bindings/gradients.hpp"
 #include "bindings/register.hpp"
 
@@ -50,7 +53,7 @@ struct RatesTable {
 
 // One parameter and its options, as Python hands them over.
 struct PyParameter {
-  py::array array;
+  py::object array;
   std::string name;
   std::int32_t rates;
   bool centralize;
@@ -66,6 +69,7 @@ class ViewsLease {
   ~ViewsLease() {
     views_->converted.clear();
     views_->rows.clear();
+    views_->streams.clear();
     delete idle_.exchange(views_.release());
   }
   ViewsLease(const ViewsLease&) = delete;
@@ -79,47 +83,68 @@ class ViewsLease {
   std::unique_ptr<Views> views_;
 };
 
+// A parameter's position, a kind of state or None for the parameter itself, and the array that it
+// is copied to or from.
+using PyArrayCopy = std::tuple<std::size_t, std::optional<StateKind>, py::array>;
+
 class PyOptimizer {
  public:
-  // `convert` is that of GradientReader.
+  // `convert` is that of GradientReader or DeviceReader.
   PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
-              py::function convert)
-      : format_(config.state_format), reader_(std::move(convert)) {
+              const py::function& convert)
+      : format_(config.state_format), reader_(convert), device_reader_(convert) {
     std::vector<ParameterSpec> specs;
+    std::vector<void*> streams;
     for (const PyParameter& parameter : parameters) {
-      const BoundParameter& bound =
-          reader_.add(parameter.array, parameter.name, parameter.dense_only);
-      ParameterSpec spec;
-      spec.data = bound.data();
-      spec.count = bound.count();
-      spec.dtype = bound.dtype();
-      spec.rates = parameter.rates;
-      spec.rows = bound.rows();
-      spec.centralize = parameter.centralize;
-      specs.push_back(spec);
+      specs.push_back(py::isinstance<DeviceArray>(parameter.array)
+                          ? add_on_device(parameter, &streams)
+                          : add(parameter));
+      specs.back().rates = parameter.rates;
+      specs.back().centralize = parameter.centralize;
     }
-    raise(Optimizer::create(config, {specs.data(), specs.size()}, &optimizer_));
+    if (reader_.size() > 0 && device_reader_.size() > 0) {
+      throw py::value_error(
+          "all parameters of an optimizer must be on one device; make one for each device");
+    }
+    raise(Optimizer::create(config, {specs.data(), specs.size()}, &optimizer_,
+                            {streams.data(), streams.size()}));
   }
   ~PyOptimizer() { delete idle_views_.load(); }
 
   void step(py::handle grads, const RatesTable& rates) {
     const py::tuple list = as_tuple(grads);
-    if (list.size() != reader_.size()) {
-      throw py::value_error("grads must hold one gradient for each of the " +
-                            std::to_string(reader_.size()) + " parameters, got " +
-                            std::to_string(list.size()));
-    }
+    check_count(list);
     const ViewsLease views(idle_views_);
     reader_.read(list, optimizer_->num_threads(), *views);
     raise(without_gil([&] { return optimizer_->step(views.grads(), span(rates)); }));
+  }
+
+  // Of parameters on a device.  Without `stream`: on the one that a gradient's producer names, or
+  // the default one.
+  void step_on_device(py::handle grads, const RatesTable& rates,
+                      std::optional<std::uintptr_t> stream) {
+    const py::tuple list = as_tuple(grads);
+    check_count(list);
+    const ViewsLease views(idle_views_);
+    device_reader_.read(list, *views);
+    raise(without_gil([&] {
+      return optimizer_->step(views.grads(), span(rates), DeviceReader::queueing(stream, *views));
+    }));
   }
 
   void begin_step(const RatesTable& rates) {
     raise(without_gil([&] { return optimizer_->begin_step(span(rates)); }));
   }
 
-  void apply(std::size_t i, py::handle grad) {
+  void apply(std::size_t i, py::handle grad, std::optional<std::uintptr_t> stream) {
     const ViewsLease views(idle_views_);
+    if (is_on_device()) {
+      device_reader_.read(i, grad, *views);
+      raise(without_gil([&] {
+        return optimizer_->apply(i, views.grads()[0], DeviceReader::queueing(stream, *views));
+      }));
+      return;
+    }
     reader_.read(i, grad, *views);
     raise(without_gil([&] { return optimizer_->apply(i, views.grads()[0]); }));
   }
@@ -132,6 +157,18 @@ class PyOptimizer {
     raise(without_gil([&] { return optimizer_->cancel_step(); }));
   }
 
+  void set_rates(const RatesTable& rates, std::uintptr_t stream) {
+    raise(without_gil(
+        [&] { return optimizer_->set_rates(span(rates), reinterpret_cast<void*>(stream)); }));
+  }
+
+  // Whether the stream that a step with these gradients would be queued on is being captured.
+  bool is_capturing(py::handle grads, std::optional<std::uintptr_t> stream) const {
+    Views views;
+    if (!stream) device_reader_.find_streams(as_tuple(grads), &views.streams);
+    return optimizer_->is_capturing(DeviceReader::queueing(stream, views).stream);
+  }
+
   void set_loss_scale(double loss_scale) {
     raise(without_gil([&] { return optimizer_->set_loss_scale(loss_scale); }));
   }
@@ -142,29 +179,30 @@ class PyOptimizer {
 
   // The state of parameter i as an array that keeps this object alive, or None.
   py::object state(StateKind kind, std::size_t i, const py::object& self) const {
-    const BoundParameter& parameter = reader_.parameter(i);
-    const py::array& array = parameter.array();
-    std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
-    py::dtype dtype = real_type(parameter.dtype()) == DType::float64 ? py::dtype::of<double>()
-                                                                     : py::dtype::of<float>();
+    const Described parameter = describe(i);
+    std::vector<py::ssize_t> shape = parameter.shape;
+    py::dtype dtype = real_type(parameter.dtype) == DType::float64 ? py::dtype::of<double>()
+                                                                   : py::dtype::of<float>();
     if (kind == StateKind::row_step) {
-      shape = {parameter.rows()};
+      shape = {shape.empty() ? 1 : shape[0]};
       dtype = py::dtype::of<std::int64_t>();
     }
     if (kind == StateKind::moment1 || kind == StateKind::moment2) {
       if (format_ != StateFormat::real) return decoded(kind, i, shape);
     }
     void* data = optimizer_->state(kind, i);
+    if (data != nullptr && optimizer_->device() != kCpu) {
+      return py::cast(DeviceArray(data, shape, dtype, optimizer_->device(), self));
+    }
     if (data != nullptr) return py::array(dtype, shape, data, self);
-    const bool is_kept =
-        kind != StateKind::master || real_type(parameter.dtype()) != parameter.dtype();
-    if (parameter.count() == 0 && is_kept) return py::array(dtype, shape);
+    const bool is_kept = kind != StateKind::master || real_type(parameter.dtype) != parameter.dtype;
+    if (parameter.count == 0 && is_kept) return py::array(dtype, shape);
     return py::none();
   }
 
   // The memory of a moment or of its scales in its stored format, as unsigned integers.
   py::array stored(StateKind kind, std::size_t i, const py::object& self) const {
-    const BoundParameter& parameter = reader_.parameter(i);
+    const Described parameter = describe(i);
     const std::int64_t block = optimizer_->scale_block(i);
     const bool is_moment = kind == StateKind::moment1 || kind == StateKind::moment2;
     const bool is_scale = kind == StateKind::scale1 || kind == StateKind::scale2;
@@ -174,15 +212,110 @@ class PyOptimizer {
     const bool is_bfloat16 = format_ == StateFormat::bfloat16;
     const py::dtype dtype =
         is_bfloat16 ? py::dtype::of<std::uint16_t>() : py::dtype::of<std::uint8_t>();
-    const std::int64_t count =
-        is_moment ? parameter.count() : (parameter.count() + block - 1) / block;
+    const std::int64_t count = is_moment ? parameter.count : (parameter.count + block - 1) / block;
     void* data = optimizer_->state(kind, i);
+    if (data != nullptr && optimizer_->device() != kCpu) {
+      py::array copy(dtype, count);
+      read_device(data, copy);
+      return copy;
+    }
     return data == nullptr ? py::array(dtype, count) : py::array(dtype, {count}, data, self);
+  }
+
+  // Copies between the device and an array of the host, after the last step.
+  void read_device(const void* device, py::array& host) const {
+    void* target = host.mutable_data();
+    const auto nbytes = static_cast<std::size_t>(host.nbytes());
+    raise(without_gil([&] { return optimizer_->read_device(device, target, nbytes); }));
+  }
+  void write_device(void* device, const py::array& host) {
+    const void* source = host.data();
+    const auto nbytes = static_cast<std::size_t>(host.nbytes());
+    raise(without_gil([&] { return optimizer_->write_device(device, source, nbytes); }));
+  }
+
+  Counters save(const std::vector<PyArrayCopy>& to) const {
+    const std::vector<ArrayCopy> copies = views(to, py::array::c_style | kWriteable);
+    Counters counters;
+    raise(without_gil([&] { return optimizer_->save({copies.data(), copies.size()}, &counters); }));
+    return counters;
+  }
+
+  void load(const std::vector<PyArrayCopy>& from, const Counters& counters) {
+    const std::vector<ArrayCopy> copies = views(from, py::array::c_style);
+    raise(without_gil([&] { return optimizer_->load({copies.data(), copies.size()}, counters); }));
   }
 
   const Optimizer& optimizer() const { return *optimizer_; }
 
  private:
+  static constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+
+  // What state looks like depends on.
+  struct Described {
+    DType dtype;
+    std::vector<py::ssize_t> shape;
+    std::int64_t count;
+  };
+
+  bool is_on_device() const { return device_reader_.size() > 0; }
+  std::size_t size() const { return is_on_device() ? device_reader_.size() : reader_.size(); }
+
+  void check_count(const py::tuple& grads) const {
+    if (grads.size() == size()) return;
+    throw py::value_error("grads must hold one gradient for each of the " + std::to_string(size()) +
+                          " parameters, got " + std::to_string(grads.size()));
+  }
+
+  ParameterSpec add(const PyParameter& parameter) {
+    const BoundParameter& bound =
+        reader_.add(parameter.array.cast<py::array>(), parameter.name, parameter.dense_only);
+    ParameterSpec spec;
+    spec.data = bound.data();
+    spec.count = bound.count();
+    spec.dtype = bound.dtype();
+    spec.rows = bound.rows();
+    return spec;
+  }
+
+  ParameterSpec add_on_device(const PyParameter& parameter, std::vector<void*>* streams) {
+    const DeviceArray& array =
+        device_reader_.add(parameter.array, parameter.name, parameter.dense_only);
+    ParameterSpec spec;
+    spec.data = array.data();
+    spec.count = array.size();
+    spec.dtype = array.dtype();
+    spec.rows = array.shape().empty() ? 1 : array.shape()[0];
+    spec.device = array.device();
+    if (array.stream() != nullptr) streams->push_back(array.stream());
+    return spec;
+  }
+
+  Described describe(std::size_t i) const {
+    if (is_on_device()) {
+      const DeviceArray& array = device_reader_.array(i);
+      return {array.dtype(), array.shape(), array.size()};
+    }
+    const BoundParameter& parameter = reader_.parameter(i);
+    const py::array& array = parameter.array();
+    return {parameter.dtype(), {array.shape(), array.shape() + array.ndim()}, parameter.count()};
+  }
+
+  // Views arrays that have all of `flags`; the core looks at their sizes.
+  std::vector<ArrayCopy> views(const std::vector<PyArrayCopy>& arrays, int flags) const {
+    std::vector<ArrayCopy> copies;
+    for (const auto& [i, kind, array] : arrays) {
+      if ((array.flags() & flags) != flags) {
+        throw py::value_error("an array to copy must be C-contiguous, and writable to be saved to");
+      }
+      if (!kind && is_on_device()) device_reader_.check_unmoved(i);
+      if (!kind && !is_on_device()) reader_.parameter(i).check_unchanged();
+      copies.push_back(
+          {i, kind, const_cast<void*>(array.data()), static_cast<std::size_t>(array.nbytes())});
+    }
+    return copies;
+  }
+
   // A read-only float32 copy of a moment that is stored in another format.
   py::array decoded(StateKind kind, std::size_t i, const std::vector<py::ssize_t>& shape) const {
     py::array_t<float> values(shape);
@@ -210,11 +343,14 @@ class PyOptimizer {
   // Names the parameter that a status speaks of.
   void raise(const Status& status) const {
     const auto i = static_cast<std::size_t>(status.index());
-    raise_if_error(status, status.index() < 0 ? "" : ": '" + reader_.parameter(i).name() + "'");
+    if (status.index() < 0) return raise_if_error(status);
+    const std::string& name = is_on_device() ? device_reader_.name(i) : reader_.parameter(i).name();
+    raise_if_error(status, ": '" + name + "'");
   }
 
   StateFormat format_;
-  GradientReader reader_;
+  GradientReader reader_;  // of NumPy arrays
+  DeviceReader device_reader_;
   std::unique_ptr<Optimizer> optimizer_;
   std::atomic<Views*> idle_views_{nullptr};
 };
@@ -248,7 +384,7 @@ void register_optimizer(py::module_& module) {
   py::class_<RatesTable>(module, "Rates")
       .def(py::init<const std::vector<std::pair<double, double>>&>(), py::arg("pairs"));
   py::class_<PyParameter>(module, "ParameterSpec")
-      .def(py::init([](py::array array, std::string name, std::int32_t rates, bool centralize,
+      .def(py::init([](py::object array, std::string name, std::int32_t rates, bool centralize,
                        bool dense_only) {
              return PyParameter{std::move(array), std::move(name), rates, centralize, dense_only};
            }),
@@ -272,13 +408,31 @@ void register_optimizer(py::module_& module) {
       .def_readwrite("use_locking", &AdamConfig::use_locking)
       .def_readwrite("skip_nonfinite", &AdamConfig::skip_nonfinite)
       .def_readwrite("max_grad_norm", &AdamConfig::max_grad_norm)
-      .def_readwrite("num_threads", &AdamConfig::num_threads);
+      .def_readwrite("num_threads", &AdamConfig::num_threads)
+      .def_readwrite("capturable", &AdamConfig::capturable)
+      .def_readwrite("use_offload", &AdamConfig::use_offload);
+  py::class_<Counters>(module, "Counters")
+      .def(py::init<>())
+      .def_readwrite("global_step", &Counters::global_step)
+      .def_readwrite("skipped_steps", &Counters::skipped_steps)
+      .def_readwrite("loss_scale", &Counters::loss_scale)
+      .def_readwrite("last_grad_norm", &Counters::last_grad_norm)
+      .def_readwrite("last_step_skipped", &Counters::last_step_skipped);
   py::class_<PyOptimizer>(module, "Optimizer")
-      .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, py::function>(),
+      .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, const py::function&>(),
            py::arg("parameters"), py::arg("config"), py::arg("convert"))
       .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"))
+      .def("step_on_device", &PyOptimizer::step_on_device, py::arg("grads"), py::arg("rates"),
+           py::arg("stream"))
       .def("begin_step", &PyOptimizer::begin_step, py::arg("rates"))
-      .def("apply", &PyOptimizer::apply, py::arg("index"), py::arg("grad"))
+      .def("apply", &PyOptimizer::apply, py::arg("index"), py::arg("grad"),
+           py::arg("stream") = py::none())
+      .def("read_device", [](const PyOptimizer& self, const DeviceArray& array,
+                             py::array host) { self.read_device(array.data(), host); })
+      .def("write_device", [](PyOptimizer& self, const DeviceArray& array,
+                              const py::array& host) { self.write_device(array.data(), host); })
+      .def("set_rates", &PyOptimizer::set_rates, py::arg("rates"), py::arg("stream"))
+      .def("is_capturing", &PyOptimizer::is_capturing, py::arg("grads"), py::arg("stream"))
       .def("end_step", &PyOptimizer::end_step)
       .def("cancel_step", &PyOptimizer::cancel_step)
       .def_property(
@@ -304,6 +458,8 @@ void register_optimizer(py::module_& module) {
             return self.cast<const PyOptimizer&>().stored(kind, i, self);
           },
           py::arg("kind"), py::arg("index"))
+      .def("save", &PyOptimizer::save, py::arg("to"))
+      .def("load", &PyOptimizer::load, py::arg("from_"), py::arg("counters"))
       .def_property(
           "global_step", [](const PyOptimizer& self) { return self.optimizer().global_step(); },
           &PyOptimizer::set_global_step)

@@ -25,13 +25,19 @@ std::vector<std::string> isa_names(bool supported_only) {
 }  // namespace
 
 void register_system(py::module_& module) {
-  module.attr("__version__") = ADAMAS_VERSION;
+  module.attr("__version__") = version();
   module.attr("compiler") = compiler();
-  module.attr("no_cuda_reason") = ADAMAS_NO_CUDA_REASON;
   module.def("isas_built", [] { return isa_names(false); });
   module.def("isas_supported", [] { return isa_names(true); });
   module.def("isa_in_use", &isa_in_use);
   module.def("available_threads", &available_threads);
+  module.def("cuda_unavailable_reason", &cuda_unavailable_reason);
+  module.def("cuda_devices", &cuda_devices);
+  module.def("device_of",
+             [](std::uintptr_t data) { return device_of(reinterpret_cast<const void*>(data)); });
+  module.def(
+      "load_cuda_library", [](const char* path) { raise_if_error(load_cuda_library(path)); },
+      py::arg("path"));
   module.def(
       "select_isa", [](const char* name) { raise_if_error(select_isa(name)); }, py::arg("name"));
 }

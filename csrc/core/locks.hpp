@@ -13,9 +13,14 @@
 
 #include "core/storage.hpp"
 
+namespace adamas::cuda {
+class Handle;  // cuda/device.hpp
+}
+
 namespace adamas::core {
 
 struct RangeLock {
+  std::shared_ptr<cuda::Handle> done;  // recorded after the last step on a device that had the lock
   Range range;
   std::uint64_t id;  // orders locks on ranges that begin at the same address
   std::mutex mutex;

@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t kMaxRow = 4096;  // bytes; longer rows stream by themselves
 constexpr std::size_t kMaxTotal = std::size_t{256} << 20;
 constexpr std::uint32_t kNone = ~std::uint32_t{0};
-constexpr std::ptrdiff_t kAhead = 24;  // entries between prefetch and use
+constexpr std::ptrdiff_t kAhead = 48;  // entries between prefetch and use
 
 }  // namespace
 
@@ -46,7 +46,7 @@ void RowSums::sum(const cpu::KernelTable& kernels, const RowMerge& merge, const 
   const bool converts = grad.dtype != real_;
   alignas(kLine) float converted[kMaxRow / sizeof(float)];
   for (const RowMerge::Entry* entry = first; entry != end; ++entry) {
-    if (end - entry > kAhead) prefetch_run(values(entry[kAhead]), grad_nbytes);
+    if (end - entry > kAhead) prefetch_run<CacheLevel::second>(values(entry[kAhead]), grad_nbytes);
     const ListedRow& row = rows[entry->listed];
     if (row.first == row.last) continue;
     std::uint32_t& slot = slots[entry->listed];

@@ -1,32 +1,50 @@
 #include "core/stepper.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <new>
 #include <numeric>
 
+#include "core/checks.hpp"
 #include "core/prefetch.hpp"
 #include "cpu/isa.hpp"
+#include "rules/ordered_sum.hpp"
 
 namespace adamas::core {
 namespace {
 
-template <class Real>
-bool is_finite(const rules::Scalars<Real>& s) {
-  return std::isfinite(s.decay) && std::isfinite(s.keep) && std::isfinite(s.negative_step) &&
-         s.one_minus_beta1 > 0;
-}
+static_assert(rules::kEntryLimit == RowMerge::kEnd);
 
-// Adds doubles in 16 interleaved lanes and then as a tree, like the kernels.
-double ordered_sum(const double* values, std::size_t count) {
-  constexpr std::size_t kLanes = 16;
-  double lanes[kLanes] = {};
-  for (std::size_t i = 0; i < count; ++i) lanes[i % kLanes] += values[i];
-  for (std::size_t width = kLanes / 2; width > 0; width /= 2) {
-    for (std::size_t j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+// Where the rows of a table, of its moments and of a sparse gradient lie.
+class RowMemory {
+ public:
+  RowMemory(const Tensor& tensor, const Gradient& grad)
+      : param_(tensor.data()),
+        moment1_(tensor.state(StateKind::moment1)),
+        moment2_(tensor.state(StateKind::moment2)),
+        grads_(static_cast<const char*>(grad.values)),
+        param_nbytes_(tensor.row_length * static_cast<std::int64_t>(item_size(tensor.spec.dtype))),
+        moment_nbytes_(tensor.row_length * tensor.moment_nbytes()),
+        grad_nbytes_(tensor.row_length * static_cast<std::int64_t>(item_size(grad.dtype))) {}
+
+  const char* grad(std::uint32_t entry) const { return grads_ + entry * grad_nbytes_; }
+
+  template <CacheLevel level>
+  __attribute__((always_inline)) void prefetch(const ListedRow& listed) const {
+    prefetch_run<level>(param_ + listed.row * param_nbytes_, param_nbytes_);
+    prefetch_run<level>(moment1_ + listed.row * moment_nbytes_, moment_nbytes_);
+    prefetch_run<level>(moment2_ + listed.row * moment_nbytes_, moment_nbytes_);
+    prefetch_run<level>(grad(listed.first), grad_nbytes_);
   }
-  return lanes[0];
-}
+
+ private:
+  const char* param_;
+  const char* moment1_;
+  const char* moment2_;
+  const char* grads_;
+  std::int64_t param_nbytes_;
+  std::int64_t moment_nbytes_;
+  std::int64_t grad_nbytes_;
+};
 
 }  // namespace
 
@@ -48,39 +66,20 @@ void Stepper::prepare(const AdamConfig& config, Storage& storage, std::size_t ra
   sparse_parameters_.reserve(tensors.size());
 }
 
-Scaling Stepper::scaling(const Rates& rates, double decay_factor) const {
-  const Rates used{rates.learning_rate, rates.weight_decay * decay_factor};
-  Scaling result{};
-  result.seed = config_.seed;
-  result.step = step_;
-  result.scalars.float32 = rules::fold<float>(config_, used, corrections_, factor_);
-  result.scalars.float64 = rules::fold<double>(config_, used, corrections_, factor_);
-  if (config_.use_nesterov) result.variant |= rules::kNesterov;
-  if (config_.use_amsgrad) result.variant |= rules::kAmsgrad;
-  if (used.weight_decay != 0.0 && !config_.decoupled_weight_decay) result.variant |= rules::kL2;
-  return result;
+Scaling Stepper::scaling(const rules::Folded& folded) const {
+  return {{folded.float32, folded.float64}, folded.variant, config_.seed, step_};
 }
 
 Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& corrections,
                      std::int64_t step, double factor) noexcept {
-  corrections_ = corrections;
   step_ = step;
   factor_ = factor;
   for (std::size_t k = 0; k < folded_.size(); ++k) {
-    Folded& folded = folded_[k];
-    folded.rates = rates[k];
-    folded.listed = scaling(rates[k], 1.0);
-    folded.unlisted = decays_all_rows() ? folded.listed : scaling(rates[k], 0.0);
-    // Where decay is counted by entries, the largest count must stay finite too.
-    const cpu::StepScalars scalars =
-        decays_all_rows() ? folded.listed.scalars
-                          : scaling(rates[k], static_cast<double>(RowMerge::kEnd)).scalars;
-    if (!is_finite(scalars.float64) || (has_float32_ && !is_finite(scalars.float32))) {
-      return {
-          StatusCode::invalid_argument,
-          "a learning rate or weight decay is too large for the arithmetic, or the factor of the "
-          "gradients too small"};
+    rules::FoldedRates folded;
+    if (!rules::fold_rates(config_, rates[k], corrections, factor, has_float32_, &folded)) {
+      return bad(kScalarsOutOfRange);
     }
+    folded_[k] = {scaling(folded.listed), scaling(folded.unlisted), folded.weight_decay};
   }
   return {};
 }
@@ -95,11 +94,16 @@ const Scaling& Stepper::row_scaling(const Tensor& tensor, const RowMerge& merge,
                                     const ListedRow& listed, Scaling& own) const {
   const Folded& folded = folded_[static_cast<std::size_t>(tensor.spec.rates)];
   const bool repeats = listed.first != listed.last;
-  if (decays_all_rows() || !repeats || folded.rates.weight_decay == 0.0) return folded.listed;
+  if (rules::decays_all_rows(config_) || !repeats || folded.weight_decay == 0.0) {
+    return folded.listed;
+  }
   double entries = 0.0;
   for (std::uint32_t entry = listed.first; entry != RowMerge::kEnd; entry = merge.next(entry))
     ++entries;
-  own = scaling(folded.rates, entries);
+  own = folded.listed;
+  own.scalars.float32.decay = rules::decay_of_entries<float>(folded.weight_decay, factor_, entries);
+  own.scalars.float64.decay =
+      rules::decay_of_entries<double>(folded.weight_decay, factor_, entries);
   return own;
 }
 
@@ -200,9 +204,9 @@ cpu::Measure Stepper::measure() noexcept {
       rows += count;
     }
     const auto first = static_cast<std::size_t>(plan_.blocks_of_parameter[i]);
-    block_squares_[first] = ordered_sum(squares.data(), rows);
+    block_squares_[first] = rules::ordered_sum(squares.data(), rows);
   }
-  return {ordered_sum(block_squares_.data(), block_squares_.size()),
+  return {rules::ordered_sum(block_squares_.data(), block_squares_.size()),
           all_finite_.load(std::memory_order_relaxed)};
 }
 
@@ -351,42 +355,34 @@ void Stepper::update_table(const Block& block) noexcept {
 
 // The listed rows of one partition and no others.
 void Stepper::update_partition(std::int64_t partition) noexcept {
-  constexpr std::int64_t kAhead = 6;  // rows between prefetch and use
+  constexpr std::ptrdiff_t kFar = 16;  // rows between a prefetch to the second-level cache and use
+  constexpr std::ptrdiff_t kNear = 4;  // and to the first
   const Tensor& tensor = storage_->tensors()[current_];
   const Gradient& grad = selection_.grad(current_);
   RowMerge& merge = sparse_[current_]->merge;
   if (!united_) merge.unite(partition);
-  const auto row_nbytes = [&](DType dtype) {
-    return tensor.row_length * static_cast<std::int64_t>(item_size(dtype));
-  };
-  const std::int64_t param_nbytes = row_nbytes(tensor.spec.dtype);
-  const std::int64_t state_nbytes = tensor.row_length * tensor.moment_nbytes();
-  const std::int64_t grad_nbytes = row_nbytes(grad.dtype);
-  const char* grads = static_cast<const char*>(grad.values);
   RowSums& sums = sparse_[current_]->sums;
   const bool has_sums = !united_ && sums.has();
   if (has_sums) sums.sum(*kernels_, merge, grad, partition);
+  const RowMemory memory(tensor, grad);
+  const ListedRow* const rows = merge.begin(partition);
+  const std::ptrdiff_t count = merge.end(partition) - rows;
   Scaling own;
-  const ListedRow* const end = merge.end(partition);
-  for (const ListedRow* listed = merge.begin(partition); listed != end; ++listed) {
-    if (end - listed > kAhead) {
-      const ListedRow& ahead = listed[kAhead];
-      prefetch_run(tensor.data() + ahead.row * param_nbytes, param_nbytes);
-      prefetch_run(tensor.state(StateKind::moment1) + ahead.row * state_nbytes, state_nbytes);
-      prefetch_run(tensor.state(StateKind::moment2) + ahead.row * state_nbytes, state_nbytes);
-      prefetch_run(grads + ahead.first * grad_nbytes, grad_nbytes);
-    }
+  for (std::ptrdiff_t k = -kFar; k < count; ++k) {
+    if (k + kFar < count) memory.prefetch<CacheLevel::second>(rows[k + kFar]);
+    if (k + kNear >= 0 && k + kNear < count) memory.prefetch<CacheLevel::first>(rows[k + kNear]);
+    if (k < 0) continue;
+    const ListedRow& listed = rows[k];
     const GradSource source =
-        listed->first == listed->last
-            ? GradSource({grads + listed->first * grad_nbytes, nullptr, grad.dtype})
-        : has_sums ? GradSource({sums.of(listed - merge.begin(0)), nullptr, tensor.real})
-                   : GradSource(grad, merge, listed->first, tensor.row_length);
-    const Run run{&tensor, listed->row * tensor.row_length, tensor.row_length, &source, 0};
+        listed.first == listed.last ? GradSource({memory.grad(listed.first), nullptr, grad.dtype})
+        : has_sums ? GradSource({sums.of(&listed - merge.begin(0)), nullptr, tensor.real})
+                   : GradSource(grad, merge, listed.first, tensor.row_length);
+    const Run run{&tensor, listed.row * tensor.row_length, tensor.row_length, &source, 0};
     if (tensor.row_steps() != nullptr) {
-      catch_up(run, listed->row);
-      tensor.row_steps()[listed->row] = step_;
+      catch_up(run, listed.row);
+      tensor.row_steps()[listed.row] = step_;
     }
-    update_run(*kernels_, run, row_scaling(tensor, merge, *listed, own));
+    update_run(*kernels_, run, row_scaling(tensor, merge, listed, own));
   }
 }
 

@@ -1,6 +1,6 @@
 // The work of a step: what to run on which blocks, in phases that the thread pool shares.
 //
-// core/optimizer.cpp decides whether a step happens and with which rates; this class finds listed
+// core/host_step.cpp decides whether a step happens and with which rates; this class finds listed
 // rows, measures gradients and updates.  It holds scratch memory only: after merge(), which may
 // refuse indices or run out of memory, nothing can fail.
 #pragma once
@@ -17,7 +17,7 @@
 #include "core/storage.hpp"
 #include "core/tiles.hpp"
 #include "cpu/thread_pool.hpp"
-#include "rules/fold.hpp"
+#include "rules/fold_rates.hpp"
 
 namespace adamas::core {
 
@@ -56,9 +56,9 @@ class Stepper {
   // The scalars of one element of the rates: for elements that have a gradient, and for those that
   // only have the zero of a row that is not listed.
   struct Folded {
-    Rates rates;
     Scaling listed;
     Scaling unlisted;
+    double weight_decay;
   };
 
   // What a sparse gradient needs, kept from step to step.
@@ -71,14 +71,10 @@ class Stepper {
   template <void (Stepper::*method)(std::int64_t) noexcept>
   void run(std::int64_t chunks) noexcept;
 
-  Scaling scaling(const Rates& rates, double decay_factor) const;
+  Scaling scaling(const rules::Folded& folded) const;
   const Scaling& listed_scaling(const Tensor& tensor) const;
   const Scaling& row_scaling(const Tensor& tensor, const RowMerge& merge, const ListedRow& listed,
                              Scaling& own) const;
-  // Numerics "mindspore" adds L2 decay to the entries of a sparse gradient, not to all rows.
-  bool decays_all_rows() const {
-    return config_.numerics == Numerics::standard || config_.decoupled_weight_decay;
-  }
   bool is_sparse(std::size_t parameter) const { return selection_.grad(parameter).rows != nullptr; }
   bool updates_all_rows(std::size_t parameter) const;
   bool updates_blocks() const;
@@ -116,7 +112,6 @@ class Stepper {
   // Of the step, or of the phase that is running.
   const cpu::KernelTable* kernels_ = nullptr;
   Selection selection_{};
-  rules::Corrections corrections_;
   double factor_ = 1.0;
   std::int64_t step_ = 0;
   bool united_ = false;  // whether merge() has run round 3 too, or update() will

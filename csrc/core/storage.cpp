@@ -27,9 +27,19 @@ std::int64_t choose_scale_block(std::int64_t row_length) {
   return kShared;
 }
 
+// How far into 16 bytes of the arithmetic's type a device's kernels find the first element of a
+// parameter: state that begins as far into its own is read and written in wide accesses with it.
+std::size_t device_shift(const Tensor& tensor, std::size_t state_nbytes) {
+  const std::size_t width = 16 / item_size(tensor.real);
+  const auto address = reinterpret_cast<std::uintptr_t>(tensor.spec.data);
+  const auto past = static_cast<std::size_t>(address) / item_size(tensor.spec.dtype) % width;
+  return past * (state_nbytes / static_cast<std::size_t>(tensor.spec.count));
+}
+
 }  // namespace
 
-Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> parameters) {
+Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
+                        const Allocate& allocate) {
   tensors_.reserve(parameters.size);
   for (const ParameterSpec& spec : parameters) {
     Tensor tensor{};
@@ -43,7 +53,7 @@ Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> para
     tensor.nbytes = static_cast<std::size_t>(spec.count) * item_size(spec.dtype);
     tensors_.push_back(tensor);
   }
-  if (Status status = place_state(config); !status.ok()) return status;
+  if (Status status = place_state(config, allocate); !status.ok()) return status;
   return sort_ranges();
 }
 
@@ -74,7 +84,7 @@ std::size_t Storage::state_nbytes_of(StateKind kind, const Tensor& tensor,
 // One kind of state after the other, each tensor's part on a cache line of its own, so that vectors
 // and rows of whole lines split none.  The kinds are staggered by an odd number of lines: equal
 // offsets within a page would compete for the same cache sets.
-Status Storage::place_state(const AdamConfig& config) {
+Status Storage::place_state(const AdamConfig& config, const Allocate& allocate) {
   constexpr std::size_t kStagger = 17 * kLine;
   constexpr std::size_t kNone = ~std::size_t{0};
   std::size_t cursor = 0;
@@ -88,17 +98,29 @@ Status Storage::place_state(const AdamConfig& config) {
         continue;
       }
       cursor = (cursor + kLine - 1) / kLine * kLine;
+      if (allocate && static_cast<StateKind>(k) <= StateKind::master) {
+        cursor += device_shift(tensor, nbytes);
+      }
       offsets.push_back(cursor);
       cursor += nbytes;
       state_nbytes_ += nbytes;
     }
     cursor += kStagger;
   }
-  if (!memory_.allocate(cursor)) return {StatusCode::out_of_memory, "no memory for the state"};
+  char* memory = nullptr;
+  if (allocate) {
+    memory = allocate(cursor);
+  } else if (memory_.allocate(cursor)) {
+    memory = memory_.data();
+  }
+  if (memory == nullptr && cursor > 0) {
+    return {StatusCode::out_of_memory, "no memory for the state"};
+  }
+  state_ = range_of(memory, cursor);
   for (std::size_t k = 0; k < kStateKinds; ++k) {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       const std::size_t offset = offsets[k * tensors_.size() + i];
-      tensors_[i].states[k] = offset == kNone ? nullptr : memory_.data() + offset;
+      tensors_[i].states[k] = offset == kNone ? nullptr : memory + offset;
     }
   }
   return {};
@@ -121,12 +143,11 @@ Status Storage::sort_ranges() {
     }
     ranges_.push_back(range(order[k]));
   }
-  if (memory_.size() > 0) {
-    const Range state = range_of(memory_.data(), memory_.size());
+  if (state_.end > state_.begin) {
     const auto place =
-        std::lower_bound(ranges_.begin(), ranges_.end(), state,
+        std::lower_bound(ranges_.begin(), ranges_.end(), state_,
                          [](const Range& a, const Range& b) { return a.begin < b.begin; });
-    ranges_.insert(place, state);
+    ranges_.insert(place, state_);
   }
   return {};
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "adamas/optimizer.hpp"
@@ -44,24 +45,30 @@ Range range_of(const void* data, std::size_t nbytes);
 
 class Storage {
  public:
-  // Reserves the state, zeroed.  Throws std::bad_alloc; refuses parameters that share memory.
-  Status prepare(const AdamConfig& config, Span<const ParameterSpec> parameters);
+  // Zeroed memory that outlives this object; null: there is none.
+  using Allocate = std::function<char*(std::size_t nbytes)>;
+
+  // Reserves the state, zeroed; with `allocate` on the device of the parameters.  Throws
+  // std::bad_alloc; refuses parameters that share memory.
+  Status prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
+                 const Allocate& allocate = nullptr);
 
   std::vector<Tensor>& tensors() { return tensors_; }
   const std::vector<Tensor>& tensors() const { return tensors_; }
   std::size_t state_nbytes() const { return state_nbytes_; }
+  std::size_t state_nbytes_of(StateKind kind, const Tensor& tensor, const AdamConfig& config) const;
 
   // Whether the memory is that of a parameter or of the state.
   bool overlaps(const void* data, std::size_t nbytes) const noexcept;
 
  private:
-  std::size_t state_nbytes_of(StateKind kind, const Tensor& tensor, const AdamConfig& config) const;
-  Status place_state(const AdamConfig& config);
+  Status place_state(const AdamConfig& config, const Allocate& allocate);
   Status sort_ranges();
 
   std::vector<Tensor> tensors_;
   std::vector<Range> ranges_;  // sorted; none overlaps another
-  ZeroedBlock memory_;
+  ZeroedBlock memory_;         // on the CPU
+  Range state_{};              // wherever
   std::size_t state_nbytes_ = 0;
 };
 

@@ -84,6 +84,8 @@ Status select_isa_from_environment() noexcept {
   return name == nullptr || *name == '\0' ? Status{} : select_isa(name);
 }
 
+const char* version() noexcept { return ADAMAS_VERSION; }
+
 const char* compiler() noexcept {
 #if defined(__clang__)
   return "clang " __clang_version__;

@@ -6,6 +6,7 @@
 // from the standard library that has a body is used.
 #include "cpu/kernel_table.hpp"
 #include "rules/low_precision.hpp"
+#include "rules/ordered_sum.hpp"
 
 #define ADAMAS_JOIN2(a, b) a##b
 #define ADAMAS_JOIN(a, b) ADAMAS_JOIN2(a, b)
@@ -27,10 +28,10 @@ template <unsigned variant, class Real>
 ADAMAS_RULE void update_element(Real& param, Real grad, Real& moment1, Real& moment2, Real* vhat,
                                 Real mean, const rules::Scalars<Real>& scalars) {
   if constexpr ((variant & rules::kAmsgrad) != 0) {
-    rules::adam<variant>(param, grad, moment1, moment2, *vhat, mean, scalars);
+    rules::adam(variant, param, grad, moment1, moment2, *vhat, mean, scalars);
   } else {
     Real unused = 0;
-    rules::adam<variant>(param, grad, moment1, moment2, unused, mean, scalars);
+    rules::adam(variant, param, grad, moment1, moment2, unused, mean, scalars);
   }
 }
 
@@ -215,20 +216,8 @@ void dense_int8(const DenseSpan& span, const StepScalars& scalars, double mean) 
   }
 }
 
-// Sums go in double over kLanes interleaved lanes, then as a tree: the order of additions depends
-// on the position in the run alone, and is the one that the CUDA backend uses.
-constexpr int kLanes = 16;
-
-struct Lanes {
-  double sum[kLanes] = {};
-
-  double total() {
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-      for (int j = 0; j < width; ++j) sum[j] += sum[j + width];
-    }
-    return sum[0];
-  }
-};
+using rules::kLanes;
+using rules::Lanes;
 
 template <class Real, unsigned variant>
 double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
@@ -240,12 +229,12 @@ double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
   for (std::int64_t i = 0; i < whole; i += kLanes) {
     for (int j = 0; j < kLanes; ++j) {
       lanes.sum[j] +=
-          static_cast<double>(rules::decayed_gradient<variant>(grad[i + j], param[i + j], scalars));
+          static_cast<double>(rules::decayed_gradient(variant, grad[i + j], param[i + j], scalars));
     }
   }
   for (std::int64_t i = whole; i < span.count; ++i) {
     lanes.sum[i - whole] +=
-        static_cast<double>(rules::decayed_gradient<variant>(grad[i], param[i], scalars));
+        static_cast<double>(rules::decayed_gradient(variant, grad[i], param[i], scalars));
   }
   return lanes.total();
 }

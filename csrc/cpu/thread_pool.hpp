@@ -12,6 +12,8 @@
 #include <memory>
 #include <mutex>
 
+#include "adamas/api.h"
+
 namespace adamas::cpu {
 
 class ThreadPool {
@@ -62,7 +64,9 @@ class ThreadPool {
 // The exclusive use of a pool during one step.  Pools are kept for the next step of whatever
 // optimizer; two steps at the same time use two pools and never wait for each other.  Works in the
 // child after fork(), which starts with no pools.
-class PoolLease {
+//
+// Visible, though not in the installed headers, since adamas._core views gradients on it.
+class ADAMAS_API PoolLease {
  public:
   explicit PoolLease(int threads) noexcept;
   ~PoolLease();

@@ -46,17 +46,19 @@ struct Scalars {
 };
 
 // The gradient before centralization, as the rule and the row sums see it.
-template <unsigned variant, class Real>
-ADAMAS_RULE Real decayed_gradient(Real grad, Real param, const Scalars<Real>& s) {
+template <class Real>
+ADAMAS_RULE Real decayed_gradient(unsigned variant, Real grad, Real param, const Scalars<Real>& s) {
   const Real g = grad * s.grad_scale;
   return (variant & kL2) != 0 ? multiply_add(s.decay, param, g) : g;
 }
 
-template <unsigned variant, class Real>
-ADAMAS_RULE void adam(Real& param, Real grad, Real& moment1, Real& moment2, Real& vhat, Real mean,
-                      const Scalars<Real>& s) {
-  Real g = decayed_gradient<variant>(grad, param, s);
-  if constexpr ((variant & kCentralize) != 0) g = g - mean;
+// One element.  `variant` is a constant where a kernel is compiled for each, and known at run time
+// only where the arithmetic costs nothing (CUDA).  `vhat` is used with kAmsgrad alone.
+template <class Real>
+ADAMAS_RULE void adam(unsigned variant, Real& param, Real grad, Real& moment1, Real& moment2,
+                      Real& vhat, Real mean, const Scalars<Real>& s) {
+  Real g = decayed_gradient(variant, grad, param, s);
+  if ((variant & kCentralize) != 0) g = g - mean;
 
   const Real m = multiply_add(s.one_minus_beta1, g, s.beta1 * moment1);
   const Real v = multiply_add(s.one_minus_beta2 * g, g, s.beta2 * moment2);
@@ -64,13 +66,11 @@ ADAMAS_RULE void adam(Real& param, Real grad, Real& moment1, Real& moment2, Real
   moment2 = v;
 
   Real second = v;
-  if constexpr ((variant & kAmsgrad) != 0) second = vhat = larger(v, vhat);
+  if ((variant & kAmsgrad) != 0) second = vhat = larger(v, vhat);
   Real numerator = m;
-  if constexpr ((variant & kNesterov) != 0) {
-    numerator = multiply_add(s.one_minus_beta1, g, s.beta1 * m);
-  }
+  if ((variant & kNesterov) != 0) numerator = multiply_add(s.one_minus_beta1, g, s.beta1 * m);
   const Real denominator = square_root(second) + s.eps;
-  param = multiply_add(s.negative_step, numerator / denominator, s.keep * param);
+  param = multiply_add(s.negative_step, divide(numerator, denominator), s.keep * param);
 }
 
 }  // namespace adamas::rules

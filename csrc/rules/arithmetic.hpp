@@ -7,18 +7,59 @@
 
 #if defined(__CUDACC__)
 #define ADAMAS_RULE static __host__ __device__ __forceinline__
+#define ADAMAS_RULE_MEMBER __host__ __device__ __forceinline__
 #else
 #define ADAMAS_RULE static inline __attribute__((always_inline))
+#define ADAMAS_RULE_MEMBER inline __attribute__((always_inline))
 #endif
 
 namespace adamas::rules {
 
 // a * b + c with one rounding.
-ADAMAS_RULE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-ADAMAS_RULE double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+ADAMAS_RULE float multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#else
+  return __builtin_fmaf(a, b, c);
+#endif
+}
+ADAMAS_RULE double multiply_add(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return __fma_rn(a, b, c);
+#else
+  return __builtin_fma(a, b, c);
+#endif
+}
 
-ADAMAS_RULE float square_root(float x) { return __builtin_sqrtf(x); }
-ADAMAS_RULE double square_root(double x) { return __builtin_sqrt(x); }
+ADAMAS_RULE float square_root(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(x);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
+ADAMAS_RULE double square_root(double x) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
+ADAMAS_RULE float divide(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fdiv_rn(a, b);
+#else
+  return a / b;
+#endif
+}
+ADAMAS_RULE double divide(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __ddiv_rn(a, b);
+#else
+  return a / b;
+#endif
+}
 
 // The larger value; a candidate that is NaN is not taken (as MindSpore does, and x86's max).
 template <class Real>

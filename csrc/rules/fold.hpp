@@ -9,7 +9,6 @@
 // of r * eps.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -25,46 +24,81 @@ struct Corrections {
   double second_root = 1.0;  // sqrt(1 - beta2^t)
 };
 
-inline Corrections exact_corrections(const Squares& beta1, const Squares& beta2,
-                                     std::int64_t step) {
-  return {one_minus_power(beta1, step), std::sqrt(one_minus_power(beta2, step))};
+// A beta is a number, or its Squares.
+template <class Beta>
+ADAMAS_RULE Corrections exact_corrections(const Beta& beta1, const Beta& beta2, std::int64_t step) {
+  return {one_minus_power(beta1, step), square_root(one_minus_power(beta2, step))};
 }
 
 // The corrections from powers that were multiplied up in float32.
-inline Corrections running_corrections(float power1, float power2) {
-  return {1.0 - static_cast<double>(power1), std::sqrt(1.0 - static_cast<double>(power2))};
+ADAMAS_RULE Corrections running_corrections(float power1, float power2) {
+  return {1.0 - static_cast<double>(power1), square_root(1.0 - static_cast<double>(power2))};
+}
+
+// 2^exponent for -1022 <= exponent <= 1023.
+ADAMAS_RULE double power_of_two(int exponent) {
+  const std::uint64_t bits = static_cast<std::uint64_t>(exponent + 1023) << 52;
+  double value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// fraction * 2^exponent, the fraction in [1/2, 1): what std::frexp gives, on devices too.
+struct SplitNumber {
+  double fraction;
+  int exponent;
+};
+
+// For finite numbers >= 0.
+ADAMAS_RULE SplitNumber split(double number) {
+  if (number == 0.0) return {0.0, 0};
+  const bool subnormal = number < power_of_two(-1022);
+  if (subnormal) number *= power_of_two(54);
+  std::uint64_t bits;
+  __builtin_memcpy(&bits, &number, sizeof(bits));
+  const int exponent = static_cast<int>(bits >> 52) - 1022 - (subnormal ? 54 : 0);
+  bits = (bits & ((std::uint64_t{1} << 52) - 1)) | std::uint64_t{1022} << 52;
+  __builtin_memcpy(&number, &bits, sizeof(number));
+  return {number, exponent};
+}
+
+// The factor on the gradients as `fraction`, in (1/2, 1], times 2^exponent.
+template <class Real>
+ADAMAS_RULE SplitNumber split_factor(double factor) {
+  SplitNumber parts = split(factor);
+  if (parts.fraction == 0.5) {
+    parts.fraction = 1.0;
+    --parts.exponent;
+  }
+  // A tinier factor stays in the constants: its power of two would round to zero.
+  constexpr int kLowest = std::numeric_limits<Real>::min_exponent - 1;
+  if (parts.exponent < kLowest) {
+    parts.fraction *= power_of_two(parts.exponent - kLowest);
+    parts.exponent = kLowest;
+  }
+  return parts;
 }
 
 // `factor`, > 0, is what each gradient is multiplied with: clip / loss_scale.
 template <class Real>
-Scalars<Real> fold(const AdamConfig& config, const Rates& rates, const Corrections& correction,
-                   double factor) {
-  int exponent = 0;
-  double fraction = std::frexp(factor, &exponent);  // in [1/2, 1)
-  if (fraction == 0.5) {
-    fraction = 1.0;
-    --exponent;
-  }
-  // A tinier factor stays in the constants: its power of two would round to zero.
-  constexpr int kLowest = std::numeric_limits<Real>::min_exponent - 1;
-  if (exponent < kLowest) {
-    fraction = std::ldexp(fraction, exponent - kLowest);
-    exponent = kLowest;
-  }
+ADAMAS_RULE Scalars<Real> fold(const AdamConfig& config, const Rates& rates,
+                               const Corrections& correction, double factor) {
+  const SplitNumber parts = split_factor<Real>(factor);
+  const double fraction = parts.fraction;
   const bool standard = config.numerics == Numerics::standard;
   const double learning_rate = rates.learning_rate;
   const double decoupled = config.decoupled_weight_decay ? rates.weight_decay : 0.0;
 
   Scalars<Real> s;
-  s.grad_scale = static_cast<Real>(std::ldexp(1.0, exponent));
-  s.decay = static_cast<Real>(rates.weight_decay / fraction);
+  s.grad_scale = static_cast<Real>(power_of_two(parts.exponent));
+  s.decay = static_cast<Real>(divide(rates.weight_decay, fraction));
   s.beta1 = static_cast<Real>(config.beta1);
   s.one_minus_beta1 = static_cast<Real>((1.0 - config.beta1) * fraction);
   s.beta2 = static_cast<Real>(config.beta2);
   s.one_minus_beta2 = static_cast<Real>((1.0 - config.beta2) * fraction * fraction);
   s.keep = static_cast<Real>(1.0 - learning_rate * decoupled);
   const double root = correction.second_root;
-  s.negative_step = static_cast<Real>(-learning_rate * root / correction.first);
+  s.negative_step = static_cast<Real>(divide(-learning_rate * root, correction.first));
   s.eps = static_cast<Real>(standard ? root * config.eps : config.eps);
   return s;
 }

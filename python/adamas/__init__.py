@@ -4,8 +4,10 @@ The same bits on every instruction set, thread count and device; an error instea
 state.
 """
 
+from . import cuda
 from ._core import __version__
 from .adam import Adam, AdamWeightDecay
+from .checkpoint import load_checkpoint, save_checkpoint
 from .dynamic_lr import (
     cosine_decay_lr,
     exponential_decay_lr,
@@ -54,10 +56,13 @@ __all__ = [
     "__version__",
     "all_finite",
     "cosine_decay_lr",
+    "cuda",
     "exponential_decay_lr",
     "inverse_decay_lr",
+    "load_checkpoint",
     "natural_exp_decay_lr",
     "piecewise_constant_lr",
     "polynomial_decay_lr",
+    "save_checkpoint",
     "warmup_lr",
 ]

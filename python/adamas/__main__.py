@@ -1,17 +1,33 @@
 """Say what was built, what this machine has and what will be used: ``python -m adamas``.
 
+``python -m adamas --cmake-dir`` and its like say where the files for C and C++ are.
 ``python -m adamas bench`` measures how fast a step is here.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from . import _bench, _core
+
+_HERE = Path(__file__).resolve().parent
+# What of the package C and C++ need, by option; the library is named with its version.
+_NATIVE_FILES = {
+    "--cmake-dir": ("lib/cmake/adamas", "the folder for CMake's adamas_DIR"),
+    "--include-dir": ("include", "the folder of the headers, for -I"),
+    "--library": ("lib/libadamas.so.*", "the shared library, for ctypes and other languages"),
+}
+
+
+def _cuda() -> str:
+    reason = _core.cuda_unavailable_reason()
+    return f"{_core.cuda_devices()} devices" if reason is None else f"no ({reason})"
 
 
 def report() -> list[tuple[str, str]]:
@@ -31,17 +47,44 @@ def report() -> list[tuple[str, str]]:
         ("ISAs supported", ", ".join(_core.isas_supported())),
         ("ISA in use", f"{chosen} ({why})"),
         ("threads", f"{cores} (the cores that this process may use)"),
-        ("CUDA", f"no ({_core.no_cuda_reason})"),
+        ("CUDA", _cuda()),
     ]
 
 
+def native_file(pattern: str) -> Path:
+    """Return the path of what is installed for C and C++.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the package is used from the source tree, which holds none of it.
+    """
+    found = sorted(_HERE.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"no {_HERE / pattern}: adamas is not installed but used in place")
+    return found[0]
+
+
 def main() -> None:
-    """Print the report, or measure."""
+    """Print the report, or the path that was asked for; or measure."""
     if sys.argv[1:2] == ["bench"]:
         _bench.main(sys.argv[2:])
         return
-    for label, text in report():
-        print(f"{label:<16}{text}")
+    parser = argparse.ArgumentParser(prog="python -m adamas", description=__doc__)
+    asked = parser.add_mutually_exclusive_group()
+    for option, (pattern, text) in _NATIVE_FILES.items():
+        asked.add_argument(
+            option, action="store_const", dest="pattern", const=pattern, help=f"print {text}"
+        )
+    pattern = parser.parse_args().pattern
+    if pattern is None:
+        for label, text in report():
+            print(f"{label:<16}{text}")
+        return
+    try:
+        print(native_file(pattern))
+    except FileNotFoundError as error:
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ class Adam(Optimizer):
         Whether a sparse gradient updates its own rows only: ``row_policy="lazy"``.
     use_offload : bool, default False
         Whether the moments live and the update runs on the host, which for parameters in CPU
-        memory is the case anyway.
+        memory is the case anyway. For those on a CUDA device, gradients and updates then travel
+        through pinned memory, of which each parameter takes as much as itself and its gradient.
     numerics : {"standard", "mindspore"}, keyword only
         "mindspore" does what MindSpore 2.10's kernels do, so that a training run moves over
         unchanged: bias correction on the step size (``eps`` weighs differently), hyper-parameters
@@ -150,6 +151,11 @@ class Adam(Optimizer):
     num_threads : int, optional, keyword only
         How many threads a large step uses; all cores of the process by default. The result has the
         same bits for any number.
+    capturable : bool, default False, keyword only
+        For parameters on a CUDA device: whether a step can be captured in a CUDA graph. The number
+        of the step, learning rates and weight decays are then kept on the device, and each replay
+        makes one step, with the bits that a call would have given. First make a step with gradients
+        of the same types; send new rates between replays by `refresh_rates`.
 
     Raises
     ------
@@ -205,6 +211,7 @@ class Adam(Optimizer):
         master_weights: bool = False,
         comm: Any = None,
         num_threads: int | None = None,
+        capturable: bool = False,
         **unknown: Any,
     ) -> None:
         if unknown:
@@ -222,6 +229,7 @@ class Adam(Optimizer):
         )
         config.use_locking = validation.flag("use_locking", use_locking)
         config.skip_nonfinite = validation.flag("skip_nonfinite", skip_nonfinite)
+        config.capturable = validation.flag("capturable", capturable)
         config.master_weights = validation.flag("master_weights", master_weights)
         if state_dtype is not None:
             name = validation.choice("state_dtype", state_dtype, tuple(_STATE_FORMATS))
@@ -231,6 +239,7 @@ class Adam(Optimizer):
             config.max_grad_norm = validation.real("max_grad_norm", max_grad_norm, above=0.0)
         lazy = validation.flag("use_lazy", use_lazy)
         offload = validation.flag("use_offload", use_offload)
+        config.use_offload = offload
         if lazy and offload:
             raise ValueError("use_lazy and use_offload must not both be True")
         config.row_policy = _row_policy(row_policy, lazy)

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import _core
+from .device_arrays import device_gradient
+
 FloatArray = npt.NDArray[Any]
 
 
@@ -104,9 +107,7 @@ def parameter_array(data: object) -> FloatArray:
     return array
 
 
-def gradient(
-    grad: object, like: FloatArray, label: str
-) -> FloatArray | tuple[npt.NDArray[Any], FloatArray]:
+def gradient(grad: object, like: FloatArray | _core.DeviceArray, label: str) -> object:
     """Return a gradient in the form that the native step reads.
 
     Parameters
@@ -116,13 +117,14 @@ def gradient(
         object that exports CPU memory by the buffer protocol or DLPack. Or a sparse one: a
         RowTensor, a SciPy sparse matrix, or a torch sparse COO tensor over rows.
     like
-        The parameter's array.
+        The parameter's array, or what describes it if it is on a CUDA device; then the gradient
+        must be there too.
     label
         What messages call the gradient.
 
     Returns
     -------
-    array, or tuple of arrays
+    array, or tuple of arrays, or of DeviceArray
         A contiguous array of the parameter's shape; or the indices and values of rows.
 
     Raises
@@ -133,6 +135,8 @@ def gradient(
         If a shape is wrong.
     """
     rows = rows_of(grad)
+    if isinstance(like, _core.DeviceArray):
+        return device_gradient(grad, rows, like, label)
     if rows is not None:
         return _row_arrays(*rows, like, label)
     return _dense(grad, like.shape, like.dtype, label)

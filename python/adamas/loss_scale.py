@@ -203,6 +203,29 @@ class FixedLossScaleManager:
             return None
         return FixedLossScaleUpdateCell(self._cell.loss_scale)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it: the scale."""
+        return {"loss_scale": self._cell.loss_scale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Check that a checkpoint was made with the same scale.
+
+        Parameters
+        ----------
+        state : mapping
+            The entry of `state_dict`.
+
+        Raises
+        ------
+        KeyError
+            If the entry is missing.
+        TypeError, ValueError
+            If it is not the scale of this manager.
+        """
+        scale = validation.real("loss_scale", state["loss_scale"])
+        if scale != self._cell.loss_scale:
+            raise ValueError(f"loss_scale must be {self._cell.loss_scale!r}, got {scale!r}")
+
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}(loss_scale={self._cell.loss_scale!r}, "

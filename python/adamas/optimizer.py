@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
-
-from . import _core, groups, validation
+from . import _core, groups, state_dict, validation
 from .arrays import FloatArray, gradient
+from .device_arrays import stream_number
 from .groups import Defaults, ParameterOptions
 from .parameter import Parameter
 from .rates import Rate, RateBook
@@ -39,7 +40,12 @@ class Optimizer:
         self._lock: AbstractContextManager[object] = (
             threading.Lock() if config.use_locking else nullcontext()
         )
-        self._target = "CPU"
+        self._is_on_device = any(option.parameter.is_on_device for option in self._options)
+        self._target = "GPU" if self._is_on_device and not use_offload else "CPU"
+        self._worker: ThreadPoolExecutor | None = None
+        self._submitted: list[Future[None]] = []
+        if config.capturable and not self._is_on_device:
+            raise ValueError("capturable must be False for parameters in CPU memory")
         self._unique = True
 
         self._config = config
@@ -48,21 +54,28 @@ class Optimizer:
         pairs = [(option.learning_rate, option.weight_decay) for option in self._options]
         places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
         self._pairs: list[tuple[Rate, Rate]] = list(places)
+        self._centralized = [
+            self._centralizes(option, config.numerics, use_offload) for option in self._options
+        ]
         self._native = _core.Optimizer(
             [
                 _core.ParameterSpec(
-                    np.asarray(option.parameter),
+                    option.parameter.memory,
                     option.name,
                     places[pair],
-                    self._centralizes(option, config.numerics, use_offload),
+                    centralized,
                     option.grad_centralization,
                 )
-                for option, pair in zip(self._options, pairs, strict=True)
+                for option, pair, centralized in zip(
+                    self._options, pairs, self._centralized, strict=True
+                )
             ],
             config,
             gradient,
         )
         self._native_step = self._native.step  # bound once: a step of a small model is microseconds
+        # A step that is being captured takes its rates from the device.
+        self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._pairs))
         is_static = all(lr.constant and decay.constant for lr, decay in self._pairs)
         self._static_rates = self._rates_at(0) if is_static else None
 
@@ -90,7 +103,7 @@ class Optimizer:
                 values[decay] = decay.at(step)
         return _core.Rates([(values[lr], values[decay]) for lr, decay in self._pairs])
 
-    def __call__(self, grads: Any) -> bool:
+    def __call__(self, grads: Any, *, stream: Any = None) -> bool:
         """Make one step: update every parameter in place.
 
         Parameters
@@ -103,7 +116,12 @@ class Optimizer:
             one that is strided, of another float width, or exported by another library (buffer
             protocol, DLPack) is converted first, at the price of a temporary array; a value too
             large for the type of the arithmetic becomes infinity. Integer, bool and complex arrays
-            are refused: they are mistakes more often than gradients.
+            are refused: they are mistakes more often than gradients. Gradients of parameters on a
+            CUDA device must be there too, contiguous, and are never converted.
+        stream : int or stream, optional
+            The CUDA stream that the step is queued on, for parameters on a device: its address, or
+            an object of CuPy, torch, Numba or cuda.core. Without it, the stream that a gradient's
+            producer names, else the default one.
 
         Returns
         -------
@@ -127,13 +145,35 @@ class Optimizer:
             If a step in parts (`begin_step`) is open.
 
         Whatever is raised, nothing has changed: no parameter, no moment, no counter.
+
+        Notes
+        -----
+        On a device the call returns when the work is queued; only the rows of sparse gradients are
+        waited for, to check them. With ``max_grad_norm``, a step whose gradients are not finite is
+        not made, and a later call says so instead of being made itself. Gradients that were made on
+        another stream than that of the step must be kept until the step is done there.
         """
-        if self._is_locking:
+        if self._is_on_device or stream is not None:
+            self._step_on_device(grads, stream)
+        elif self._is_locking:
             with self._lock:
                 self._native_step(grads, self._static_rates or self._rates())
         else:
             self._native_step(grads, self._static_rates or self._rates())
         return True
+
+    def _step_on_device(self, grads: Any, stream: Any) -> None:
+        number = None if stream is None else self._stream_number(stream)
+        if self._config.capturable and self._native.is_capturing(grads, number):
+            self._native.step_on_device(grads, self._rates_of_capture, number)
+            return
+        with self._lock:
+            self._native.step_on_device(grads, self._static_rates or self._rates(), number)
+
+    def _stream_number(self, stream: Any) -> int | None:
+        if not self._is_on_device:
+            raise ValueError("stream must be None for parameters in CPU memory")
+        return stream_number(stream)
 
     step = __call__
 
@@ -142,6 +182,27 @@ class Optimizer:
         if self._static_rates is not None:
             return self._static_rates
         return self._rates_at(self._native.global_step)
+
+    def refresh_rates(self, step: int | None = None, *, stream: Any = None) -> None:
+        """Send the learning rates and weight decays that replays of captured steps use from now on.
+
+        Parameters
+        ----------
+        step : int, optional
+            The step that schedules are asked for; by default `global_step`, which waits for the
+            steps so far.
+        stream : int or stream, optional
+            The stream of the replays.
+
+        Raises
+        ------
+        RuntimeError
+            If the optimizer is not ``capturable``.
+        """
+        number = self._stream_number(stream) if stream is not None else 0
+        with self._lock:
+            rates = self._rates() if step is None else self._rates_at(step)
+            self._native.set_rates(rates, number or 0)
 
     def begin_step(self) -> None:
         """Open a step that is made one parameter at a time, inside the backward pass.
@@ -160,7 +221,7 @@ class Optimizer:
         with self._lock:
             self._native.begin_step(self._rates())
 
-    def apply(self, param: Parameter, grad: Any) -> None:
+    def apply(self, param: Parameter, grad: Any, *, stream: Any = None) -> None:
         """Update one parameter of the open step as soon as its gradient exists.
 
         Parameters
@@ -169,6 +230,8 @@ class Optimizer:
             One of `parameters`.
         grad : array or RowTensor
             As in a whole step.
+        stream : int or stream, optional
+            Likewise.
 
         Raises
         ------
@@ -177,10 +240,40 @@ class Optimizer:
         TypeError, ValueError, IndexError
             As a whole step does. Nothing has changed then, and the step stays open.
         """
-        self._native.apply(self._position(param), grad)
+        number = None if stream is None else self._stream_number(stream)
+        self._native.apply(self._position(param), grad, number)
+
+    def submit(self, param: Parameter, grad: Any, *, stream: Any = None) -> None:
+        """Start to update one parameter of the open step, and return; `end_step` waits for it.
+
+        With ``use_offload`` the update runs in another thread, beside the rest of the backward
+        pass: the gradient must stay as it is until then. Otherwise this is `apply`.
+
+        Parameters
+        ----------
+        param, grad, stream
+            As in `apply`. What is wrong with them `end_step` raises.
+        """
+        if not self._config.use_offload:
+            self.apply(param, grad, stream=stream)
+            return
+        position = self._position(param)
+        number = None if stream is None else self._stream_number(stream)
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, thread_name_prefix="adamas")
+        self._submitted.append(self._worker.submit(self._native.apply, position, grad, number))
+
+    def _finish_submitted(self) -> None:
+        """Wait for all that was submitted; raise the first error."""
+        submitted, self._submitted = self._submitted, []
+        wait(submitted)
+        for update in submitted:
+            update.result()
 
     def end_step(self) -> None:
         """Close the step; raises RuntimeError, and leaves it open, if a parameter is missing."""
+        if self._submitted:
+            self._finish_submitted()
         self._native.end_step()
 
     def cancel_step(self) -> None:
@@ -188,6 +281,8 @@ class Optimizer:
 
         Parameters that were applied keep their update; RuntimeError if no step is open.
         """
+        submitted, self._submitted = self._submitted, []
+        wait(submitted)
         self._native.cancel_step()
 
     @property
@@ -203,7 +298,8 @@ class Optimizer:
     def moment1(self) -> list[FloatArray]:
         """The first moments in update order: live, writable views of the optimizer's memory.
 
-        With a ``state_dtype`` in 16 or 8 bits: read-only float32 copies.
+        With a ``state_dtype`` in 16 or 8 bits: read-only float32 copies. On a CUDA device: objects
+        with ``__cuda_array_interface__``, ``numpy()``, which copies, and ``assign(values)``.
         """
         return self._states(_core.StateKind.moment1)
 
@@ -272,6 +368,121 @@ class Optimizer:
         with self._lock:
             self._native.loss_scale = scale
 
+    def state_dict(self, *, parameters: bool = False) -> dict[str, Any]:
+        """Return a copy of all that decides later steps, as plain arrays and numbers.
+
+        Loaded into an optimizer made in the same way, with the same values in its parameters, it
+        gives the bits of a run that never stopped.
+
+        Parameters
+        ----------
+        parameters : bool, default False, keyword only
+            Whether the parameters are copied too.
+
+        Returns
+        -------
+        dict
+            ``version``: 1. ``global_step``, ``skipped_steps``: int. ``last_step_skipped``: bool.
+            ``last_grad_norm``, ``loss_scale``: float. ``options``: a dict of the options that must
+            be the same when it is loaded. ``parameters``: a dict that has for each parameter, under
+            its name and in update order, a dict of ``dtype`` (of the parameter),
+            ``grad_centralization`` and NumPy arrays:
+
+            - ``moment1``, ``moment2`` in the parameter's shape: float64 for float64 parameters,
+              else float32; or as they are stored, uint16 for ``state_dtype="bfloat16"`` and uint8
+              for ``"int8"``, which has ``scale1`` and ``scale2`` too, uint8 of shape (blocks,);
+            - ``vhat`` (``use_amsgrad``) in the same type and shape;
+            - ``master`` (``master_weights``): float32, of 16-bit parameters;
+            - ``row_step`` (``row_policy="catch_up"``): int64 of shape (rows,), the last step that
+              has updated each row;
+            - ``param`` (``parameters=True``), the parameter in its own type and shape.
+
+        Raises
+        ------
+        RuntimeError
+            If a step in parts (`begin_step`) is open.
+
+        See Also
+        --------
+        adamas.save_checkpoint : The same in a file.
+
+        Notes
+        -----
+        A snapshot between two steps, whatever other threads do. Learning rates and weight decays
+        are not in it: they are those of the optimizer that it is loaded into, at ``global_step``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adamas import Adam, Parameter
+        >>> optimizer = Adam([Parameter(np.ones(2, np.float32), name="weight")], beta1=0.5)
+        >>> optimizer((np.ones(2, np.float32),))
+        True
+        >>> state = optimizer.state_dict()
+        >>> state["global_step"], state["parameters"]["weight"]["moment1"]
+        (1, array([0.5, 0.5], dtype=float32))
+        """
+        with self._lock:
+            return state_dict.take(
+                self._native,
+                self._config,
+                self._options,
+                self._centralized,
+                parameters=validation.flag("parameters", parameters),
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` returned.
+
+        The optimizer must have parameters of the same names, types and shapes, and the same
+        options: ``numerics``, ``beta1``, ``beta2``, ``eps``, ``use_nesterov``, ``use_amsgrad``,
+        ``decoupled_weight_decay``, ``row_policy``, ``max_grad_norm``, ``skip_nonfinite``,
+        ``state_dtype``, ``seed``, ``master_weights`` and ``grad_centralization``. Learning rates,
+        weight decays, ``use_locking`` and ``num_threads`` may differ, and so may the order of the
+        parameters where nothing depends on it (``max_grad_norm`` and the random bits of
+        ``state_dtype`` do). ``loss_scale`` is loaded. To go on with another option all the same,
+        change it in ``state["options"]``.
+
+        Parameters
+        ----------
+        state : mapping
+            As returned by `state_dict`, with the parameters or without. It is copied.
+
+        Raises
+        ------
+        TypeError
+            If the state, or an entry of it, has another type than it should.
+        ValueError
+            If an entry is missing, unknown, or not that of an optimizer like this one, with its
+            name, what was wanted and what came; or if a parameter was made read-only, or an array
+            shares memory with a parameter or the state.
+        RuntimeError
+            If a step in parts (`begin_step`) is open.
+
+        Whatever is raised, nothing has changed.
+
+        Notes
+        -----
+        Safe to call while other threads make steps: it happens between two of them. An iterator of
+        learning rates must be given to the new optimizer from its beginning: the values of the
+        steps already made are pulled from it, and dropped, when the next step asks for its own.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adamas import Adam, Parameter
+        >>> first, second = np.ones(2, np.float32), np.ones(2, np.float32)
+        >>> optimizer = Adam([Parameter(first, name="weight")])
+        >>> optimizer((np.ones(2, np.float32),))
+        True
+        >>> resumed = Adam([Parameter(second, name="weight")])
+        >>> resumed.load_state_dict(optimizer.state_dict(parameters=True))
+        >>> resumed.global_step, bool((first == second).all())
+        (1, True)
+        """
+        with self._lock:
+            state_dict.load(self._native, self._config, self._options, self._centralized, state)
+
     @property
     def target(self) -> str:
         """Where sparse gradients are applied: "CPU" or "GPU"."""
@@ -280,8 +491,11 @@ class Optimizer:
     @target.setter
     def target(self, value: str) -> None:
         target = validation.choice("target", value, ("CPU", "GPU"))
-        if target == "GPU":
-            raise ValueError("target must be 'CPU' for parameters in CPU memory, got 'GPU'")
+        if target != self._target:
+            raise ValueError(
+                f"target must be {self._target!r}, which is where this optimizer's state is, got "
+                f"{target!r} (use_offload=True puts it on the CPU)"
+            )
         self._target = target
 
     @property

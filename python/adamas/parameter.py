@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from . import _core
 from .arrays import FloatArray, parameter_array
+from .device_arrays import device_parameter
 
 
 class Parameter:
@@ -17,8 +19,9 @@ class Parameter:
     data : array
         A writable, C-contiguous NumPy array of float32, float64, float16 or bfloat16 (of the
         package ml_dtypes), of any shape; or any object that exports such memory by the buffer
-        protocol or DLPack on the CPU (a torch tensor, an ``array.array``). It is used in place and
-        never copied.
+        protocol or DLPack on the CPU (a torch tensor, an ``array.array``), or by
+        ``__cuda_array_interface__`` or DLPack on a CUDA device (of CuPy, torch, Numba). It is used
+        in place and never copied.
     name : str, optional
         Weight decay skips ungrouped parameters whose name contains "beta" or "gamma"; messages
         and checkpoints use it. Without one, an optimizer calls the parameter by its position.
@@ -29,6 +32,8 @@ class Parameter:
         If ``data`` exports no array memory or is of another type, or ``name`` is not a string.
     ValueError
         If the memory is read-only, not C-contiguous or not aligned.
+    RuntimeError
+        If it is on a CUDA device, but there is none that adamas can use.
 
     Examples
     --------
@@ -41,7 +46,10 @@ class Parameter:
     def __init__(self, data: Any, name: str | None = None) -> None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, got {type(name).__name__}")
-        self._array = parameter_array(data)
+        device_array = device_parameter(data)
+        self._array: FloatArray | _core.DeviceArray = (
+            parameter_array(data) if device_array is None else device_array
+        )
         self._data = data
         self._name = name
 
@@ -54,6 +62,16 @@ class Parameter:
     def name(self) -> str | None:
         """The name that was given, or None."""
         return self._name
+
+    @property
+    def memory(self) -> FloatArray | _core.DeviceArray:
+        """The memory as a NumPy array, or what describes it if it is on a CUDA device."""
+        return self._array
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether the memory is that of a CUDA device."""
+        return isinstance(self._array, _core.DeviceArray)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,6 +90,8 @@ class Parameter:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> FloatArray:
         """The memory as a NumPy array: a view, unless another type or a copy is asked for."""
+        if isinstance(self._array, _core.DeviceArray):
+            raise TypeError("memory of a CUDA device is not copied unasked; use .data")
         if dtype is None or np.dtype(dtype) == self.dtype:
             return self._array.copy() if copy else self._array
         if copy is False:

@@ -24,6 +24,8 @@ constexpr Test kTests[] = {
     TEST(refused_steps_change_nothing),
     TEST(refused_parts),
     TEST(skipped_steps_change_nothing),
+    TEST(loaded_states_go_on_with_the_same_bits),
+    TEST(refused_copies_change_nothing),
     TEST(row_merge_equals_a_map),
     TEST(sums_of_pairs_fit),
     TEST(row_merge_refuses_rows_outside),

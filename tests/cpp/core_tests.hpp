@@ -12,6 +12,8 @@ void refused_optimizers();
 void refused_steps_change_nothing();
 void refused_parts();
 void skipped_steps_change_nothing();
+void loaded_states_go_on_with_the_same_bits();
+void refused_copies_change_nothing();
 
 // parts_tests.cpp: the parts of the core
 void row_merge_equals_a_map();

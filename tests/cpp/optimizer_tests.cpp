@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <random>
 #include <utility>
 #include <vector>
@@ -212,6 +213,44 @@ struct Pair {
   Snapshot<float> snapshot() { return {*optimizer, {&bias, &table}}; }
 };
 
+// Memory for all arrays of a Pair with the row policy catch_up.
+struct SavedPair {
+  std::vector<std::vector<char>> memory;
+  std::vector<ArrayCopy> copies;
+  Counters counters;
+
+  SavedPair() {
+    for (const std::size_t i : {0U, 1U}) {
+      const std::size_t elements = i == 0 ? 7 * sizeof(float) : 12 * sizeof(float);
+      add(i, std::nullopt, elements);
+      add(i, StateKind::moment1, elements);
+      add(i, StateKind::moment2, elements);
+      add(i, StateKind::row_step, (i == 0 ? 1 : 4) * sizeof(std::int64_t));
+    }
+    for (std::size_t k = 0; k < copies.size(); ++k) copies[k].data = memory[k].data();
+  }
+  void add(std::size_t parameter, std::optional<StateKind> kind, std::size_t nbytes) {
+    memory.emplace_back(nbytes);
+    copies.push_back({parameter, kind, nullptr, nbytes});
+  }
+  Span<const ArrayCopy> span() const { return {copies.data(), copies.size()}; }
+};
+
+AdamConfig catching_up() {
+  AdamConfig config;
+  config.row_policy = RowPolicy::catch_up;
+  config.use_locking = true;
+  return config;
+}
+
+void check_load_refused(Pair& pair, const SavedPair& saved, StatusCode code, std::int64_t index) {
+  const Snapshot<float> before = pair.snapshot();
+  const Status status = pair.optimizer->load(saved.span(), saved.counters);
+  CHECK(status.code() == code);
+  CHECK(status.index() == index);
+  CHECK(pair.snapshot() == before);
+}
+
 void check_create_refused(const AdamConfig& config, std::vector<ParameterSpec> specs,
                           StatusCode code, std::int64_t index) {
   Optimizers optimizer;
@@ -369,6 +408,57 @@ void refused_parts() {
   CHECK(optimizer.set_global_step(-1).code() == StatusCode::invalid_argument);
   CHECK(optimizer.set_global_step(41).ok());
   CHECK(optimizer.global_step() == 41);
+}
+
+void loaded_states_go_on_with_the_same_bits() {
+  Pair pair(catching_up());
+  SavedPair saved;
+  for (int i = 0; i < 3; ++i) CHECK(step(*pair.optimizer, pair.grads()).ok());
+  CHECK(pair.optimizer->set_loss_scale(4.0).ok());
+  CHECK(pair.optimizer->save(saved.span(), &saved.counters).ok());
+  CHECK(saved.counters.global_step == 3);
+  CHECK(step(*pair.optimizer, pair.grads()).ok());
+
+  Pair resumed(catching_up());
+  resumed.table.assign(12, -1.0F);
+  CHECK(resumed.optimizer->load(saved.span(), saved.counters).ok());
+  CHECK(resumed.optimizer->loss_scale() == 4.0);
+  CHECK(step(*resumed.optimizer, resumed.grads()).ok());
+  CHECK(resumed.snapshot() == pair.snapshot());
+}
+
+void refused_copies_change_nothing() {
+  Pair pair(catching_up());
+  CHECK(step(*pair.optimizer, pair.grads()).ok());
+  SavedPair saved;
+  CHECK(pair.optimizer->save(saved.span(), &saved.counters).ok());
+  CHECK(step(*pair.optimizer, pair.grads()).ok());
+  const auto refused = [&](auto change, std::int64_t index, StatusCode code) {
+    SavedPair wrong = saved;
+    for (std::size_t k = 0; k < wrong.copies.size(); ++k) {
+      wrong.copies[k].data = wrong.memory[k].data();
+    }
+    change(wrong);
+    check_load_refused(pair, wrong, code, index);
+  };
+  const auto invalid = StatusCode::invalid_argument;
+  refused([](SavedPair& s) { s.copies[7].nbytes -= 1; }, 1, invalid);
+  refused([](SavedPair& s) { s.copies[7].data = nullptr; }, 1, invalid);
+  refused([](SavedPair& s) { s.copies[7].parameter = 2; }, 2, invalid);
+  refused([](SavedPair& s) { s.copies[6].kind = StateKind::vhat; }, 1, invalid);
+  refused([&](SavedPair& s) { s.copies[4].data = pair.table.data(); }, 1, StatusCode::overlap);
+  refused([](SavedPair& s) { s.memory[7][7] = 1; }, 1, invalid);  // a row of a later step
+  refused([](SavedPair& s) { s.counters.global_step = -1; }, -1, invalid);
+  refused([](SavedPair& s) { s.counters.skipped_steps = -1; }, -1, invalid);
+  refused([](SavedPair& s) { s.counters.last_grad_norm = -1.0; }, -1, invalid);
+  refused([](SavedPair& s) { s.counters.loss_scale = 0.0; }, -1, invalid);
+
+  const Rates rates{0.125, 0.0};
+  CHECK(pair.optimizer->begin_step({&rates, 1}).ok());
+  check_load_refused(pair, saved, StatusCode::bad_state, -1);
+  CHECK(pair.optimizer->save(saved.span(), &saved.counters).code() == StatusCode::bad_state);
+  CHECK(pair.optimizer->cancel_step().ok());
+  CHECK(pair.optimizer->load(saved.span(), saved.counters).ok());
 }
 
 void skipped_steps_change_nothing() {

@@ -13,22 +13,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
+#include "adamas/api.h"
+#include "adamas/span.hpp"
 #include "adamas/status.hpp"
 #include "adamas/types.hpp"
 
 namespace adamas {
-
-// A pointer and a length (C++17 has no std::span).
-template <class T>
-struct Span {
-  T* data = nullptr;
-  std::size_t size = 0;
-
-  T* begin() const { return data; }
-  T* end() const { return data + size; }
-  T& operator[](std::size_t i) const { return data[i]; }
-};
 
 // The arrays of state kept for a parameter: one element for each of its elements, of its real type
 // (the moments: of the state format); but row_step has one int64 for each row.
@@ -43,11 +35,37 @@ enum class StateKind : std::uint8_t {
 };
 inline constexpr std::size_t kStateKinds = 7;
 
-class Optimizer {
+// Where a step of parameters on a device is queued.
+struct Queueing {
+  void* stream = nullptr;   // a cudaStream_t; null: the default one
+  Span<void* const> after;  // streams whose work until now it waits for: of gradients' producers
+};
+
+// What decides later steps besides arrays, options and rates, or tells of the last one.
+struct Counters {
+  std::int64_t global_step = 0;
+  std::int64_t skipped_steps = 0;
+  double loss_scale = 1.0;
+  double last_grad_norm = 0.0;
+  bool last_step_skipped = false;
+};
+
+// Memory of the caller, to or from which one array of an optimizer is copied as it is stored.
+struct ArrayCopy {
+  std::size_t parameter = 0;
+  std::optional<StateKind> kind;  // none: the parameter itself
+  void* data = nullptr;           // load() only reads it
+  std::size_t nbytes = 0;         // exactly those of the array
+};
+
+class ADAMAS_API Optimizer {
  public:
-  // Reserves the state, zeroed, of all parameters.  Their memory must outlive the optimizer.
+  // Reserves the state, zeroed, of all parameters, where they are: on the CPU, or all on one CUDA
+  // device.  Their memory must outlive the optimizer.  `after`: streams of a device on which the
+  // parameters are still being made.
   static Status create(const AdamConfig& config, Span<const ParameterSpec> parameters,
-                       std::unique_ptr<Optimizer>* optimizer) noexcept;
+                       std::unique_ptr<Optimizer>* optimizer,
+                       Span<void* const> after = {}) noexcept;
   ~Optimizer();
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
@@ -55,19 +73,24 @@ class Optimizer {
   // One step: grads[i] is the gradient of parameter i, and rates[k] what the parameters with
   // ParameterSpec::rates == k use.  Safe to call from several threads, each call being one whole
   // step.
-  Status step(Span<const Gradient> grads, Span<const Rates> rates) noexcept;
+  //
+  // On a device the step is queued, and an error of an earlier step may be reported: a NaN or
+  // infinity, say, that kept it from being clipped.
+  Status step(Span<const Gradient> grads, Span<const Rates> rates,
+              const Queueing& queueing = {}) noexcept;
 
   // The same step in parts: begin_step, apply for each parameter once in any order, end_step.
   // Not with max_grad_norm or skip_nonfinite, which need all gradients first.
   Status begin_step(Span<const Rates> rates) noexcept;
-  Status apply(std::size_t i, const Gradient& grad) noexcept;
+  Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing = {}) noexcept;
   Status end_step() noexcept;
 
   // Ends an open step without counting it.  Parameters that were applied keep their update.
   Status cancel_step() noexcept;
 
   // What became of the last step, and how many were skipped in all (skip_nonfinite).  The norm is
-  // that of the gradients divided by loss_scale, before clipping; NaN if it was not needed.
+  // that of the gradients divided by loss_scale, before clipping; NaN if it was not needed.  With
+  // max_grad_norm or skip_nonfinite, this and global_step() wait for the steps queued on a device.
   bool last_step_skipped() const noexcept;
   std::int64_t skipped_steps() const noexcept;
   double last_grad_norm() const noexcept;
@@ -80,8 +103,15 @@ class Optimizer {
   double loss_scale() const noexcept;
   Status set_loss_scale(double loss_scale) noexcept;
 
-  // The state of parameter i, as many elements as it has, or null if this optimizer keeps none.
+  // The state of parameter i, as many elements as it has, or null if this optimizer keeps none; in
+  // the memory of the parameter's device.
   void* state(StateKind kind, std::size_t i) const noexcept;
+
+  // Copies arrays out of the optimizer, or into it, and all counters, as one call among the steps:
+  // what is saved is the state between two of them.  Arrays that are not listed stay as they are.
+  // An error has copied nothing; so it is while a step in parts is open.
+  Status save(Span<const ArrayCopy> to, Counters* counters) const noexcept;
+  Status load(Span<const ArrayCopy> from, const Counters& counters) noexcept;
 
   // Writes a moment of parameter i as float32 to `values`, whatever its format.
   Status decode_moment(StateKind kind, std::size_t i, float* values) const noexcept;
@@ -92,12 +122,25 @@ class Optimizer {
   // Bytes of all state arrays together.
   std::size_t state_nbytes() const noexcept;
 
+  // AdamConfig::capturable: what steps in graphs use from here on, as far as `stream` goes.
+  Status set_rates(Span<const Rates> rates, void* stream) noexcept;
+
+  // Whether the stream is being captured in a graph.
+  bool is_capturing(void* stream) const noexcept;
+
+  // Where the state is.
+  std::int32_t device() const noexcept;
+
+  // Copy between the device and the host, after all steps so far; wait until it is done.
+  Status read_device(const void* device, void* host, std::size_t nbytes) const noexcept;
+  Status write_device(void* device, const void* host, std::size_t nbytes) noexcept;
+
   // The threads that a large step uses.
   int num_threads() const noexcept;
 
  private:
-  struct Impl;
-  explicit Optimizer(std::unique_ptr<Impl> impl) noexcept;
+  struct ADAMAS_HIDDEN Impl;
+  ADAMAS_HIDDEN explicit Optimizer(std::unique_ptr<Impl> impl) noexcept;
   std::unique_ptr<Impl> impl_;
 };
 

@@ -14,6 +14,7 @@ enum class StatusCode : std::uint8_t {
   bad_state,         // the call does not fit the calls before it
   out_of_memory,     //
   unavailable,       // this machine or this build cannot do it
+  device_error,      // a CUDA device failed
 };
 
 // A value type that never allocates.  `index` is the position in the list of parameters that the
@@ -27,7 +28,9 @@ class [[nodiscard]] Status {
   constexpr bool ok() const { return code_ == StatusCode::ok; }
   constexpr StatusCode code() const { return code_; }
   constexpr std::int64_t index() const { return index_; }
+  constexpr const char* what() const { return what_; }  // stays valid
   std::string message() const {
+    if (code_ == StatusCode::device_error) return std::string("CUDA: ") + what_;
     return index_ < 0 ? what_ : what_ + (" (position " + std::to_string(index_) + ")");
   }
 

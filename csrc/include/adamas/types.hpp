@@ -18,6 +18,9 @@ constexpr DType real_type(DType dtype) {
   return dtype == DType::float64 ? DType::float64 : DType::float32;
 }
 
+// Where an array lies: in the host's memory, or on the CUDA device with this number (>= 0).
+inline constexpr std::int32_t kCpu = -1;
+
 // What a step does with the rows of a parameter that a sparse gradient does not list.
 enum class RowPolicy : std::uint8_t {
   exact,     // they get the gradient zero: moments decay, and the row moves
@@ -25,7 +28,8 @@ enum class RowPolicy : std::uint8_t {
   catch_up,  // nothing now; their moments decay by all missed steps when they are listed next
 };
 
-// Where the bias correction stands (docs/NUMERICS.md).
+// Where the bias correction stands (docs/NUMERICS.md).  For the bits of the Python package, a
+// program that chooses `mindspore` rounds beta1, beta2, eps and learning rates to float32 itself.
 enum class Numerics : std::uint8_t {
   standard,   // Kingma and Ba, Algorithm 1: eps is added to the corrected root
   mindspore,  // the step size is corrected instead, as MindSpore's kernels do
@@ -57,6 +61,8 @@ struct AdamConfig {
   bool skip_nonfinite = false;  // a NaN or infinity in a gradient cancels the step
   double max_grad_norm = 0.0;   // > 0: clip the norm over all gradients to it
   int num_threads = 0;          // 0: one for each core of the process
+  bool capturable = false;      // on a device: steps can be captured in a CUDA graph
+  bool use_offload = false;     // on a device: the state and the update are on the host
 };
 
 // A parameter: `count` elements at `data`, which the optimizer updates in place and never owns.
@@ -64,9 +70,10 @@ struct ParameterSpec {
   void* data = nullptr;
   std::int64_t count = 0;
   DType dtype = DType::float32;
-  std::int32_t rates = 0;   // which element of the rates given to each step applies
-  std::int64_t rows = 1;    // length of the first axis, for `centralize` and sparse gradients
-  bool centralize = false;  // subtract from each gradient row its mean
+  std::int32_t rates = 0;      // which element of the rates given to each step applies
+  std::int64_t rows = 1;       // length of the first axis, for `centralize` and sparse gradients
+  bool centralize = false;     // subtract from each gradient row its mean
+  std::int32_t device = kCpu;  // one for all parameters of an optimizer
 };
 
 // What may change from step to step.
@@ -88,6 +95,7 @@ struct Gradient {
   const void* values = nullptr;      // as many as the parameter; or rows->count rows of it
   const RowIndices* rows = nullptr;  // null: dense
   DType dtype = DType::float32;
+  std::int32_t device = kCpu;  // that of the parameter
 };
 
 }  // namespace adamas

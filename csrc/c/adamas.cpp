@@ -1,0 +1,460 @@
+// The C API: checks what C can get wrong, translates the structs, calls the C++ API.
+#include "adamas/adamas.h"
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "adamas/optimizer.hpp"
+#include "adamas/system.hpp"
+
+struct adamas_optimizer {
+  std::unique_ptr<adamas::Optimizer> native;
+};
+
+namespace adamas::c {
+namespace {
+
+adamas_status to_c(const Status& status) {
+  return {static_cast<std::int32_t>(status.code()), status.index(), status.what()};
+}
+
+Status bad(const char* what, std::int64_t index = -1) {
+  return {StatusCode::invalid_argument, what, index};
+}
+
+// Runs a function that returns a Status and may run out of memory.
+template <class Function>
+adamas_status guarded(Function function) noexcept {
+  try {
+    return to_c(function());
+  } catch (...) {  // also of counts that no vector can have
+    return to_c({StatusCode::out_of_memory, "no memory for the call"});
+  }
+}
+
+// Structs that grow
+
+void set_defaults(adamas_config* config) {
+  const AdamConfig usual;
+  config->beta1 = usual.beta1;
+  config->beta2 = usual.beta2;
+  config->eps = usual.eps;
+  config->loss_scale = usual.loss_scale;
+  config->bias_correction = usual.bias_correction;
+}
+
+void set_defaults(adamas_parameter* parameter) {
+  parameter->rows = 1;
+  parameter->device = kCpu;
+}
+
+void set_defaults(adamas_gradient* gradient) {
+  gradient->indices_are_int64 = 1;
+  gradient->device = kCpu;
+}
+
+void set_defaults(adamas_queueing*) {}
+
+void set_defaults(adamas_counters* counters) {
+  const Counters usual;
+  counters->loss_scale = usual.loss_scale;
+  counters->last_grad_norm = usual.last_grad_norm;
+}
+
+// Of the first version: no program has shorter ones.  Never to be changed.
+constexpr std::size_t first_size(const adamas_config&) { return 112; }
+constexpr std::size_t first_size(const adamas_parameter&) { return 48; }
+constexpr std::size_t first_size(const adamas_gradient&) { return 48; }
+constexpr std::size_t first_size(const adamas_queueing&) { return 32; }
+constexpr std::size_t first_size(const adamas_counters&) { return 48; }
+
+template <class Struct>
+void init(Struct* given, std::size_t struct_size) {
+  if (given == nullptr || struct_size < sizeof(std::size_t)) return;
+  Struct usual{};
+  set_defaults(&usual);
+  usual.struct_size = struct_size;
+  std::memset(static_cast<void*>(given), 0, struct_size);
+  std::memcpy(static_cast<void*>(given), &usual, std::min(struct_size, sizeof(Struct)));
+}
+
+// Copies a struct of the caller's version to one of this; false if that is impossible.
+template <class Struct>
+bool read(const void* given, Struct* full) {
+  std::size_t size = 0;
+  std::memcpy(&size, given, sizeof(size));
+  if (size < first_size(*full)) return false;
+  *full = Struct{};
+  set_defaults(full);
+  const auto* bytes = static_cast<const char*>(given);
+  std::memcpy(static_cast<void*>(full), bytes, std::min(size, sizeof(Struct)));
+  const std::size_t known = std::min(size, sizeof(Struct));
+  return std::all_of(bytes + known, bytes + size, [](char byte) { return byte == 0; });
+}
+
+constexpr const char* kUnknownStruct =
+    "struct_size is not set, or members are set that this version of adamas does not know";
+
+// Element i of the caller's array, whose elements have the caller's size.
+template <class Struct>
+const char* element(const Struct* array, std::size_t i) {
+  return reinterpret_cast<const char*>(array) + i * array->struct_size;
+}
+
+// Enumerations
+
+template <class Enum>
+bool to_enum(std::int32_t value, Enum last, Enum* result) {
+  if (value < 0 || value > static_cast<std::int32_t>(last)) return false;
+  *result = static_cast<Enum>(value);
+  return true;
+}
+
+static_assert(ADAMAS_DEVICE_ERROR == static_cast<int>(StatusCode::device_error));
+static_assert(ADAMAS_BFLOAT16 == static_cast<int>(DType::bfloat16));
+static_assert(ADAMAS_ROWS_CATCH_UP == static_cast<int>(RowPolicy::catch_up));
+static_assert(ADAMAS_NUMERICS_MINDSPORE == static_cast<int>(Numerics::mindspore));
+static_assert(ADAMAS_STATE_INT8 == static_cast<int>(StateFormat::int8));
+static_assert(ADAMAS_SCALE2 == static_cast<int>(StateKind::scale2) && kStateKinds == 7);
+static_assert(ADAMAS_CPU == kCpu);
+
+// The options
+
+Status to_cpp(const adamas_config* given, AdamConfig* config) {
+  adamas_config c;
+  if (given == nullptr || !read(given, &c)) return bad(kUnknownStruct);
+  if (!to_enum(c.numerics, Numerics::mindspore, &config->numerics)) return bad("unknown numerics");
+  if (!to_enum(c.row_policy, RowPolicy::catch_up, &config->row_policy)) {
+    return bad("unknown row policy");
+  }
+  if (!to_enum(c.state_format, StateFormat::int8, &config->state_format)) {
+    return bad("unknown state format");
+  }
+  config->beta1 = c.beta1;
+  config->beta2 = c.beta2;
+  config->eps = c.eps;
+  config->loss_scale = c.loss_scale;
+  config->max_grad_norm = c.max_grad_norm;
+  config->seed = c.seed;
+  config->num_threads = c.num_threads;
+  config->use_nesterov = c.use_nesterov != 0;
+  config->use_amsgrad = c.use_amsgrad != 0;
+  config->decoupled_weight_decay = c.decoupled_weight_decay != 0;
+  config->bias_correction = c.bias_correction != 0;
+  config->master_weights = c.master_weights != 0;
+  config->use_locking = c.use_locking != 0;
+  config->skip_nonfinite = c.skip_nonfinite != 0;
+  config->capturable = c.capturable != 0;
+  config->use_offload = c.use_offload != 0;
+  return {};
+}
+
+Status to_cpp(const char* given, std::int64_t index, ParameterSpec* spec) {
+  adamas_parameter c;
+  if (!read(given, &c)) return bad(kUnknownStruct, index);
+  if (!to_enum(c.dtype, DType::bfloat16, &spec->dtype)) return bad("unknown dtype", index);
+  spec->data = c.data;
+  spec->count = c.count;
+  spec->rates = c.rates;
+  spec->rows = c.rows;
+  spec->centralize = c.centralize != 0;
+  spec->device = c.device;
+  return {};
+}
+
+Status to_cpp(const char* given, std::int64_t index, Gradient* grad, RowIndices* rows) {
+  adamas_gradient c;
+  if (!read(given, &c)) return bad(kUnknownStruct, index);
+  if (!to_enum(c.dtype, DType::bfloat16, &grad->dtype)) return bad("unknown dtype", index);
+  *rows = {c.indices, c.indices_count, c.indices_are_int64 != 0};
+  grad->values = c.values;
+  grad->rows = c.is_sparse != 0 ? rows : nullptr;
+  grad->device = c.device;
+  return {};
+}
+
+Status to_cpp(const adamas_queueing* given, Queueing* queueing) {
+  if (given == nullptr) return {};
+  adamas_queueing c;
+  if (!read(given, &c)) return bad(kUnknownStruct);
+  *queueing = {c.stream, {c.after, c.after_count}};
+  return {};
+}
+
+Status to_cpp(const adamas_rates* given, std::size_t count, std::vector<Rates>* rates) {
+  if (given == nullptr && count > 0) return bad("the rates are missing");
+  rates->reserve(count);
+  for (std::size_t k = 0; k < count; ++k) {
+    rates->push_back({given[k].learning_rate, given[k].weight_decay});
+  }
+  return {};
+}
+
+// The copies; the function that is called with them only reads what load() was given.
+Status to_cpp(const adamas_array_copy* given, std::size_t count, std::vector<ArrayCopy>* copies) {
+  if (given == nullptr && count > 0) return bad("the arrays are missing");
+  for (std::size_t k = 0; k < count; ++k) {
+    ArrayCopy copy{given[k].parameter, std::nullopt, given[k].data, given[k].nbytes};
+    StateKind kind;
+    if (given[k].kind != ADAMAS_PARAM) {
+      if (!to_enum(given[k].kind, StateKind::scale2, &kind)) return bad("unknown kind of state");
+      copy.kind = kind;
+    }
+    copies->push_back(copy);
+  }
+  return {};
+}
+
+// The work
+
+constexpr const char* kNoOptimizer = "the optimizer is null";
+
+Status create(const adamas_config* given, const adamas_parameter* parameters, std::size_t count,
+              adamas_optimizer** optimizer) {
+  if (optimizer == nullptr || (parameters == nullptr && count > 0)) return bad("a pointer is null");
+  AdamConfig config;
+  if (Status status = to_cpp(given, &config); !status.ok()) return status;
+  std::vector<ParameterSpec> specs(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    Status status = to_cpp(element(parameters, i), static_cast<std::int64_t>(i), &specs[i]);
+    if (!status.ok()) return status;
+  }
+  auto made = std::make_unique<adamas_optimizer>();
+  Status status = Optimizer::create(config, specs, &made->native);
+  if (status.ok()) *optimizer = made.release();
+  return status;
+}
+
+Status step(adamas_optimizer* optimizer, const adamas_gradient* given, std::size_t count,
+            const adamas_rates* given_rates, std::size_t rates_count,
+            const adamas_queueing* given_queueing) {
+  if (optimizer == nullptr) return bad(kNoOptimizer);
+  if (given == nullptr && count > 0) return bad("the gradients are missing");
+  std::vector<Gradient> grads(count);
+  std::vector<RowIndices> rows(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    Status status = to_cpp(element(given, i), static_cast<std::int64_t>(i), &grads[i], &rows[i]);
+    if (!status.ok()) return status;
+  }
+  std::vector<Rates> rates;
+  if (Status status = to_cpp(given_rates, rates_count, &rates); !status.ok()) return status;
+  Queueing queueing;
+  if (Status status = to_cpp(given_queueing, &queueing); !status.ok()) return status;
+  return optimizer->native->step(grads, rates, queueing);
+}
+
+Status apply(adamas_optimizer* optimizer, std::size_t index, const adamas_gradient* given,
+             const adamas_queueing* given_queueing) {
+  if (optimizer == nullptr || given == nullptr) return bad("a pointer is null");
+  Gradient grad;
+  RowIndices rows;
+  Status status = to_cpp(element(given, 0), static_cast<std::int64_t>(index), &grad, &rows);
+  if (!status.ok()) return status;
+  Queueing queueing;
+  if (status = to_cpp(given_queueing, &queueing); !status.ok()) return status;
+  return optimizer->native->apply(index, grad, queueing);
+}
+
+Status save(const adamas_optimizer* optimizer, const adamas_array_copy* to, std::size_t count,
+            adamas_counters* counters) {
+  if (optimizer == nullptr || counters == nullptr) return bad("a pointer is null");
+  adamas_counters c;
+  if (!read(counters, &c)) return bad(kUnknownStruct);
+  std::vector<ArrayCopy> copies;
+  if (Status status = to_cpp(to, count, &copies); !status.ok()) return status;
+  Counters now;
+  if (Status status = optimizer->native->save(copies, &now); !status.ok()) return status;
+  c.global_step = now.global_step;
+  c.skipped_steps = now.skipped_steps;
+  c.loss_scale = now.loss_scale;
+  c.last_grad_norm = now.last_grad_norm;
+  c.last_step_skipped = now.last_step_skipped ? 1 : 0;
+  std::memcpy(counters, &c, std::min(c.struct_size, sizeof(c)));
+  return {};
+}
+
+Status load(adamas_optimizer* optimizer, const adamas_array_copy* from, std::size_t count,
+            const adamas_counters* counters) {
+  if (optimizer == nullptr || counters == nullptr) return bad("a pointer is null");
+  adamas_counters c;
+  if (!read(counters, &c)) return bad(kUnknownStruct);
+  std::vector<ArrayCopy> copies;
+  if (Status status = to_cpp(from, count, &copies); !status.ok()) return status;
+  Counters wanted;
+  wanted.global_step = c.global_step;
+  wanted.skipped_steps = c.skipped_steps;
+  wanted.loss_scale = c.loss_scale;
+  wanted.last_grad_norm = c.last_grad_norm;
+  wanted.last_step_skipped = c.last_step_skipped != 0;
+  return optimizer->native->load(copies, wanted);
+}
+
+// Calls `function(native, rates)`.
+template <class Function>
+adamas_status with_rates(adamas_optimizer* optimizer, const adamas_rates* given, std::size_t count,
+                         Function function) noexcept {
+  return guarded([&]() -> Status {
+    if (optimizer == nullptr) return bad(kNoOptimizer);
+    std::vector<Rates> rates;
+    if (Status status = to_cpp(given, count, &rates); !status.ok()) return status;
+    return function(*optimizer->native, rates);
+  });
+}
+
+// Calls `function(native)`; `Handle` is an optimizer, const or not.
+template <class Handle, class Function>
+adamas_status with_native(Handle* optimizer, Function function) noexcept {
+  return to_c(optimizer == nullptr ? bad(kNoOptimizer) : function(*optimizer->native));
+}
+
+}  // namespace
+}  // namespace adamas::c
+
+namespace c = adamas::c;
+
+void adamas_config_init(adamas_config* config, size_t struct_size) { c::init(config, struct_size); }
+
+void adamas_parameter_init(adamas_parameter* parameter, size_t struct_size) {
+  c::init(parameter, struct_size);
+}
+
+void adamas_gradient_init(adamas_gradient* gradient, size_t struct_size) {
+  c::init(gradient, struct_size);
+}
+
+void adamas_queueing_init(adamas_queueing* queueing, size_t struct_size) {
+  c::init(queueing, struct_size);
+}
+
+void adamas_counters_init(adamas_counters* counters, size_t struct_size) {
+  c::init(counters, struct_size);
+}
+
+adamas_status adamas_create(const adamas_config* config, const adamas_parameter* parameters,
+                            size_t count, adamas_optimizer** optimizer) {
+  return c::guarded([&] { return c::create(config, parameters, count, optimizer); });
+}
+
+void adamas_destroy(adamas_optimizer* optimizer) { delete optimizer; }
+
+adamas_status adamas_step(adamas_optimizer* optimizer, const adamas_gradient* grads, size_t count,
+                          const adamas_rates* rates, size_t rates_count,
+                          const adamas_queueing* queueing) {
+  return c::guarded([&] { return c::step(optimizer, grads, count, rates, rates_count, queueing); });
+}
+
+adamas_status adamas_begin_step(adamas_optimizer* optimizer, const adamas_rates* rates,
+                                size_t rates_count) {
+  return c::with_rates(
+      optimizer, rates, rates_count,
+      [](adamas::Optimizer& native, const auto& list) { return native.begin_step(list); });
+}
+
+adamas_status adamas_apply(adamas_optimizer* optimizer, size_t index, const adamas_gradient* grad,
+                           const adamas_queueing* queueing) {
+  return c::guarded([&] { return c::apply(optimizer, index, grad, queueing); });
+}
+
+adamas_status adamas_end_step(adamas_optimizer* optimizer) {
+  return c::with_native(optimizer, [](auto& native) { return native.end_step(); });
+}
+
+adamas_status adamas_cancel_step(adamas_optimizer* optimizer) {
+  return c::with_native(optimizer, [](auto& native) { return native.cancel_step(); });
+}
+
+int32_t adamas_last_step_skipped(const adamas_optimizer* optimizer) {
+  return optimizer->native->last_step_skipped() ? 1 : 0;
+}
+
+int64_t adamas_skipped_steps(const adamas_optimizer* optimizer) {
+  return optimizer->native->skipped_steps();
+}
+
+double adamas_last_grad_norm(const adamas_optimizer* optimizer) {
+  return optimizer->native->last_grad_norm();
+}
+
+int64_t adamas_global_step(const adamas_optimizer* optimizer) {
+  return optimizer->native->global_step();
+}
+
+adamas_status adamas_set_global_step(adamas_optimizer* optimizer, int64_t step) {
+  return c::with_native(optimizer, [&](auto& native) { return native.set_global_step(step); });
+}
+
+double adamas_loss_scale(const adamas_optimizer* optimizer) {
+  return optimizer->native->loss_scale();
+}
+
+adamas_status adamas_set_loss_scale(adamas_optimizer* optimizer, double loss_scale) {
+  return c::with_native(optimizer, [&](auto& native) { return native.set_loss_scale(loss_scale); });
+}
+
+void* adamas_state(const adamas_optimizer* optimizer, int32_t kind, size_t index) {
+  adamas::StateKind known;
+  if (!c::to_enum(kind, adamas::StateKind::scale2, &known)) return nullptr;
+  return optimizer->native->state(known, index);
+}
+
+adamas_status adamas_decode_moment(const adamas_optimizer* optimizer, int32_t kind, size_t index,
+                                   float* values) {
+  return c::with_native(optimizer, [&](auto& native) -> adamas::Status {
+    adamas::StateKind known;
+    if (!c::to_enum(kind, adamas::StateKind::moment2, &known)) return c::bad("unknown moment");
+    if (values == nullptr) return c::bad("a pointer is null");
+    return native.decode_moment(known, index, values);
+  });
+}
+
+adamas_status adamas_save(const adamas_optimizer* optimizer, const adamas_array_copy* to,
+                          size_t count, adamas_counters* counters) {
+  return c::guarded([&] { return c::save(optimizer, to, count, counters); });
+}
+
+adamas_status adamas_load(adamas_optimizer* optimizer, const adamas_array_copy* from, size_t count,
+                          const adamas_counters* counters) {
+  return c::guarded([&] { return c::load(optimizer, from, count, counters); });
+}
+
+int64_t adamas_scale_block(const adamas_optimizer* optimizer, size_t index) {
+  return optimizer->native->scale_block(index);
+}
+
+size_t adamas_state_nbytes(const adamas_optimizer* optimizer) {
+  return optimizer->native->state_nbytes();
+}
+
+adamas_status adamas_read_device(const adamas_optimizer* optimizer, const void* device, void* host,
+                                 size_t nbytes) {
+  return c::with_native(
+      optimizer, [&](const auto& native) { return native.read_device(device, host, nbytes); });
+}
+
+adamas_status adamas_write_device(adamas_optimizer* optimizer, void* device, const void* host,
+                                  size_t nbytes) {
+  return c::with_native(optimizer,
+                        [&](auto& native) { return native.write_device(device, host, nbytes); });
+}
+
+adamas_status adamas_set_rates(adamas_optimizer* optimizer, const adamas_rates* rates,
+                               size_t rates_count, void* stream) {
+  return c::with_rates(
+      optimizer, rates, rates_count,
+      [&](adamas::Optimizer& native, const auto& list) { return native.set_rates(list, stream); });
+}
+
+const char* adamas_version(void) { return adamas::version(); }
+
+const char* adamas_isa_in_use(void) { return adamas::isa_in_use(); }
+
+adamas_status adamas_select_isa(const char* name) { return c::to_c(adamas::select_isa(name)); }
+
+int32_t adamas_available_threads(void) { return adamas::available_threads(); }
+
+int32_t adamas_cuda_devices(void) { return adamas::cuda_devices(); }
+
+const char* adamas_cuda_unavailable_reason(void) { return adamas::cuda_unavailable_reason(); }

@@ -1,0 +1,133 @@
+#include "core/checks.hpp"
+
+#include <cmath>
+
+#include "core/row_merge.hpp"
+
+namespace adamas::core {
+namespace {
+
+bool is_probability(double beta) { return beta > 0.0 && beta < 1.0; }
+
+// The smallest eps that a step will use is that of the first (rules/fold.hpp).
+template <class Real>
+Status check_eps(const AdamConfig& config, std::int64_t i) {
+  const double smallest = config.eps * std::sqrt(1.0 - config.beta2);
+  if (!(static_cast<Real>(smallest) > 0)) return bad("eps rounds to zero in the arithmetic", i);
+  if (std::isinf(static_cast<Real>(config.eps))) return bad("eps is infinite in the arithmetic", i);
+  return {};
+}
+
+Status check(const AdamConfig& config, const ParameterSpec& parameter, std::int64_t i) {
+  if (parameter.count < 0 || parameter.rates < 0) return bad("a count or index is negative", i);
+  if (parameter.count > 0 && parameter.data == nullptr) return bad("a parameter has no memory", i);
+  if (parameter.count > 0 && (parameter.rows < 1 || parameter.count % parameter.rows != 0)) {
+    return bad("the rows of a parameter must divide its count", i);
+  }
+  if (parameter.rows < 0) return bad("a number of rows is negative", i);
+  return real_type(parameter.dtype) == DType::float32 ? check_eps<float>(config, i)
+                                                      : check_eps<double>(config, i);
+}
+
+Status check_format(const AdamConfig& config, Span<const ParameterSpec> parameters) {
+  if (config.state_format == StateFormat::real) return {};
+  if (config.row_policy == RowPolicy::catch_up) {
+    return bad("moments in 16 or 8 bits do not go with the row policy catch_up");
+  }
+  for (std::size_t i = 0; i < parameters.size; ++i) {
+    if (parameters[i].dtype != DType::float64) continue;
+    return bad("a float64 parameter keeps float64 moments", static_cast<std::int64_t>(i));
+  }
+  return {};
+}
+
+Status check_rows(const Storage& storage, const Tensor& tensor, const Gradient& grad) {
+  const std::int64_t index = tensor.index;
+  const RowIndices& rows = *grad.rows;
+  if (tensor.spec.centralize) {
+    return bad("a centralized parameter must not have a sparse gradient", index);
+  }
+  if (!tensor.has_own_scales()) {
+    return bad("int8 moments of a sparse gradient need rows that blocks of 64 to 256 fill", index);
+  }
+  if (rows.count < 0 || rows.count >= std::int64_t{RowMerge::kEnd}) {
+    return bad("a sparse gradient must have fewer than 2^32 - 1 entries", index);
+  }
+  const auto count = static_cast<std::size_t>(rows.count);
+  const std::size_t values =
+      count * static_cast<std::size_t>(tensor.row_length) * item_size(grad.dtype);
+  if ((count > 0 && rows.data == nullptr) || (values > 0 && grad.values == nullptr)) {
+    return bad("a gradient is missing", index);
+  }
+  if (storage.overlaps(grad.values, values) ||
+      storage.overlaps(rows.data, count * (rows.is_int64 ? 8 : 4))) {
+    return {StatusCode::overlap, "a gradient shares memory with a parameter or the state", index};
+  }
+  return {};
+}
+
+}  // namespace
+
+Status check(const AdamConfig& config) {
+  if (!is_probability(config.beta1)) return bad("beta1 must be in (0, 1)");
+  if (!is_probability(config.beta2)) return bad("beta2 must be in (0, 1)");
+  if (!(config.eps > 0.0) || std::isinf(config.eps)) return bad("eps must be finite and > 0");
+  if (!(config.loss_scale >= 0x1p-126 && config.loss_scale <= 0x1p126)) {
+    return bad("loss_scale must be in [2^-126, 2^126]");
+  }
+  if (!(config.max_grad_norm >= 0.0) || std::isinf(config.max_grad_norm)) {
+    return bad("max_grad_norm must be finite and >= 0");
+  }
+  if (config.num_threads < 0) return bad("num_threads must not be negative");
+  return {};
+}
+
+Status check(const AdamConfig& config, Span<const ParameterSpec> parameters) {
+  for (std::size_t i = 0; i < parameters.size; ++i) {
+    Status status = check(config, parameters[i], static_cast<std::int64_t>(i));
+    if (!status.ok()) return status;
+  }
+  return check_format(config, parameters);
+}
+
+Status check(Span<const Rates> rates, std::size_t wanted) {
+  if (rates.size < wanted) return bad("there are fewer rates than the parameters refer to");
+  for (const Rates& rate : rates) {
+    if (!(rate.learning_rate >= 0.0) || std::isinf(rate.learning_rate)) {
+      return bad("a learning rate must be finite and >= 0");
+    }
+    if (!(rate.weight_decay >= 0.0) || std::isinf(rate.weight_decay)) {
+      return bad("a weight decay must be finite and >= 0");
+    }
+  }
+  return {};
+}
+
+Status check_scales(const Storage& storage) {
+  for (const Tensor& tensor : storage.tensors()) {
+    if (!tensor.spec.centralize || tensor.has_own_scales()) continue;
+    return bad("int8 moments of a centralized parameter need rows that blocks of 64 to 256 fill",
+               tensor.index);
+  }
+  return {};
+}
+
+Status check(const Storage& storage, const Tensor& tensor, const Gradient& grad) {
+  const std::int64_t index = tensor.index;
+  if (grad.device != tensor.spec.device) {
+    return bad("a gradient must be where its parameter is", index);
+  }
+  if ((grad.dtype == DType::float64) != (tensor.spec.dtype == DType::float64)) {
+    return bad("a gradient has a type that does not go with its parameter's", index);
+  }
+  if (grad.rows != nullptr) return check_rows(storage, tensor, grad);
+  const std::size_t nbytes = static_cast<std::size_t>(tensor.spec.count) * item_size(grad.dtype);
+  if (nbytes == 0) return {};
+  if (grad.values == nullptr) return bad("a gradient is missing", index);
+  if (storage.overlaps(grad.values, nbytes)) {
+    return {StatusCode::overlap, "a gradient shares memory with a parameter or the state", index};
+  }
+  return {};
+}
+
+}  // namespace adamas::core

@@ -1,0 +1,148 @@
+// The element-wise update of parameters with dense gradients, one chunk for each block of threads.
+#pragma once
+
+#include "cuda/elements.hpp"
+
+namespace adamas::cuda {
+
+// Parameters of type P, gradients of type G, moments of type M: the real type, or BFloat16.
+template <class P, class G, class M>
+struct Dense {
+  using Args = DenseArgs;
+  struct Shared {};
+  static constexpr int kThreads = 256;
+  // Enough bytes in flight to hide the latency of memory, few enough registers for it.
+  static constexpr int kBlocksAtOnce = sizeof(typename StoredAs<P>::Real) == sizeof(float) ? 3 : 2;
+
+  using Real = typename StoredAs<P>::Real;
+  static constexpr int kWidth = static_cast<int>(16 / sizeof(Real));  // elements at a time
+  static constexpr bool kRounds = sizeof(M) != sizeof(Real);
+  template <class T>
+  using Bits = typename StoredAs<T>::Bits;
+
+  // What a thread needs to know of its chunk.  Copies, which stay in registers: after each store
+  // the tables would have to be read again.
+  struct Work {
+    Bits<P>* param;
+    const Bits<G>* grad;
+    Bits<M>* moment1;
+    Bits<M>* moment2;
+    Real* vhat;           // null: no kAmsgrad
+    Real* master;         // null: none
+    const double* means;  // null: no kCentralize
+    std::int64_t row_length;
+    rules::Scalars<Real> scalars;
+    unsigned variant;
+    std::uint32_t key;
+    // Whether the arrays are aligned where the parameter is.
+    bool aligned_grad;
+    bool aligned_moment1;
+    bool aligned_moment2;
+    bool aligned_vhat;
+    bool aligned_master;
+  };
+
+  ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared&) {
+    if (!goes(args.step.control)) return;
+    for (std::int64_t k = cta.block(); k < args.count; k += cta.blocks()) {
+      const Chunk chunk = args.chunks[k];
+      cta.each([&](int thread) { update_chunk(args.step, chunk, thread); });
+    }
+  }
+
+  template <class T>
+  ADAMAS_DEVICE static bool is_aligned(const T* data, std::int64_t i) {
+    return reinterpret_cast<std::uintptr_t>(data + i) % (kWidth * sizeof(T)) == 0;
+  }
+
+  ADAMAS_DEVICE static Work prepare(const StepArgs& step, const Chunk& chunk) {
+    const TensorEntry& tensor = step.tensors[chunk.tensor];
+    const Folded& folded = rates_of(step, tensor).listed;
+    Work work{};
+    work.param = bits_at<P>(tensor.param, 0);
+    work.grad = bits_at<G>(step.grads[chunk.tensor].values, 0);
+    work.moment1 = bits_at<M>(tensor.moment1, 0);
+    work.moment2 = bits_at<M>(tensor.moment2, 0);
+    work.variant = folded.variant | (tensor.means == nullptr ? 0U : rules::kCentralize);
+    if ((work.variant & rules::kAmsgrad) != 0) work.vhat = static_cast<Real*>(tensor.vhat);
+    if constexpr (sizeof(Bits<P>) != sizeof(Real)) work.master = tensor.master;
+    work.means = tensor.means;
+    work.row_length = tensor.row_length;
+    work.scalars = scalars_of<Real>(folded);
+    if constexpr (kRounds) work.key = random_key(step, tensor);
+    return work;
+  }
+
+  ADAMAS_DEVICE static void update_chunk(const StepArgs& step, const Chunk& chunk, int thread) {
+    Work work = prepare(step, chunk);
+    // Elements before the first that a wide access of the parameter may begin with.
+    const auto address = reinterpret_cast<std::uintptr_t>(work.param + chunk.begin);
+    const int past = static_cast<int>(address / sizeof(Bits<P>) % kWidth);
+    const int before = past == 0 ? 0 : kWidth - past;
+    const int head = before < chunk.count ? before : chunk.count;
+    const int packs = (chunk.count - head) / kWidth;
+    const int rest = chunk.count - packs * kWidth;
+    const std::int64_t first = chunk.begin + head;
+    work.aligned_grad = is_aligned(work.grad, first);
+    work.aligned_moment1 = is_aligned(work.moment1, first);
+    work.aligned_moment2 = is_aligned(work.moment2, first);
+    work.aligned_vhat = is_aligned(work.vhat, first);
+    work.aligned_master = is_aligned(work.master, first);
+    for (int k = thread; k < packs; k += kThreads) {
+      update<kWidth>(work, first + std::int64_t{k} * kWidth);
+    }
+    for (int k = thread; k < rest; k += kThreads) {
+      update<1>(work, k < head ? chunk.begin + k : chunk.begin + packs * kWidth + k);
+    }
+  }
+
+  // Updates `n` neighbours.
+  template <int n>
+  ADAMAS_DEVICE static void update(const Work& work, std::int64_t i) {
+    const auto grads = load_pack<n>(work.grad + i, work.aligned_grad);
+    auto params = load_pack<n>(work.param + i, true);
+    auto moments1 = load_pack<n>(work.moment1 + i, work.aligned_moment1);
+    auto moments2 = load_pack<n>(work.moment2 + i, work.aligned_moment2);
+    Pack<Real, n> vhats{};
+    if (work.vhat != nullptr) vhats = load_pack<n>(work.vhat + i, work.aligned_vhat);
+    Pack<Real, n> reals;
+    for (int k = 0; k < n; ++k) reals.values[k] = StoredAs<P>::load(params.values[k]);
+    if (work.master != nullptr) reals = load_pack<n>(work.master + i, work.aligned_master);
+
+    Real mean = 0;
+    std::int64_t row = 0;
+    std::int64_t left = 0;  // elements of the row from here on
+    if (work.means != nullptr) {
+      row = i / work.row_length;
+      left = (row + 1) * work.row_length - i;
+      mean = static_cast<Real>(work.means[row]);
+    }
+    for (int k = 0; k < n; ++k) {
+      if (work.means != nullptr && left-- == 0) {
+        mean = static_cast<Real>(work.means[++row]);
+        left = work.row_length - 1;
+      }
+      Real moment1 = StoredAs<M>::load(moments1.values[k]);
+      Real moment2 = StoredAs<M>::load(moments2.values[k]);
+      rules::adam(work.variant, reals.values[k],
+                  static_cast<Real>(StoredAs<G>::load(grads.values[k])), moment1, moment2,
+                  vhats.values[k], mean, work.scalars);
+      if constexpr (kRounds) {
+        const std::uint32_t random = random_of(work.key, i + k);
+        moments1.values[k] = round_moment1(moment1, random);
+        moments2.values[k] = round_moment2(moment2, random);
+      } else {
+        moments1.values[k] = moment1;
+        moments2.values[k] = moment2;
+      }
+      params.values[k] = StoredAs<P>::store(reals.values[k]);
+    }
+    store_pack<n>(work.param + i, params, true);
+    store_pack<n>(work.moment1 + i, moments1, work.aligned_moment1);
+    store_pack<n>(work.moment2 + i, moments2, work.aligned_moment2);
+    if (work.vhat != nullptr) store_pack<n>(work.vhat + i, vhats, work.aligned_vhat);
+    if (work.master != nullptr) store_pack<n>(work.master + i, reals, work.aligned_master);
+  }
+};
+
+}  // namespace adamas::cuda

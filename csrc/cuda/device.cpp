@@ -1,0 +1,42 @@
+#include "cuda/device.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace adamas::cuda {
+
+void Queue::store(void* target, const void* data, std::size_t nbytes) {
+  StoreArgs args{};
+  for (std::size_t begin = 0; begin < nbytes; begin += StoreArgs::kMaxBytes) {
+    const std::size_t some = std::min(StoreArgs::kMaxBytes, nbytes - begin);
+    args.target = static_cast<char*>(target) + begin;
+    args.nbytes = static_cast<std::uint32_t>(some);
+    std::memcpy(args.words, static_cast<const char*>(data) + begin, some);
+    launch(Kernel::store, 1, args);
+  }
+}
+
+Error Handle::create(const Device& device, Kind kind, std::size_t nbytes) {
+  device_ = device;
+  kind_ = kind;
+  const DeviceScope scope(device);
+  if (scope.error() != 0) return scope.error();
+  switch (kind) {
+    case Kind::stream:
+      return device.api->create_stream(&handle_);
+    case Kind::event:
+      return device.api->create_event(&handle_);
+    default:
+      return device.api->allocate_pinned(&handle_, nbytes);
+  }
+}
+
+Handle::~Handle() {
+  if (handle_ == nullptr) return;
+  const DeviceScope scope(device_);
+  if (kind_ == Kind::stream) device_.api->destroy_stream(handle_);
+  if (kind_ == Kind::event) device_.api->destroy_event(handle_);
+  if (kind_ == Kind::pinned) device_.api->release_pinned(handle_);
+}
+
+}  // namespace adamas::cuda

@@ -1,0 +1,218 @@
+// What the host hands to the kernels: tables in device memory and arguments by value.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "adamas/types.hpp"
+#include "rules/fold_rates.hpp"
+
+namespace adamas::cuda {
+
+inline constexpr std::uint32_t kNone = ~std::uint32_t{0};
+
+// What the order of sums and the layout of moments depend on, as in core/ and cpu/ (stepper.cpp
+// compares).
+inline constexpr std::int64_t kSumTile = 1024;
+inline constexpr std::int64_t kSumBlock = 16384;
+inline constexpr int kMaxScaleBlock = 256;
+
+// One parameter.
+struct TensorEntry {
+  void* param;
+  void* moment1;
+  void* moment2;
+  void* vhat;               // null: none, as with the following
+  float* master;            //
+  std::uint8_t* scale1;     //
+  std::uint8_t* scale2;     //
+  std::int64_t* row_steps;  //
+  double* means;            // of its rows, if it is centralized
+  double* segment_sums;     //
+  std::int64_t count;
+  std::int64_t row_length;
+  std::int64_t segments_per_row;
+  std::int64_t scale_block;
+  std::int64_t index;
+  std::int32_t rates;
+  DType dtype;
+  StateFormat format;
+};
+
+// The gradient of one parameter; null values: it has none here (another kernel reads it).
+struct GradEntry {
+  const void* values;
+  DType dtype;
+};
+
+// A run of elements of one parameter.
+struct Chunk {
+  std::int64_t begin;
+  std::int32_t count;
+  std::int32_t tensor;
+};
+
+// One element of the rates.
+using rules::Folded;
+using RateEntry = rules::FoldedRates;
+
+// Why the device refused to make a step.
+enum class Refusal : std::int32_t { none, scalars, not_finite, norm };
+
+// The state of an optimizer whose steps are decided on the device.
+struct Control {
+  std::int64_t step;  // made
+  std::int64_t skipped_steps;
+  std::int64_t power_step;  // of the running powers
+  double last_grad_norm;
+  float power1;  // numerics "mindspore": the betas to the power of power_step
+  float power2;
+  std::int32_t goes;  // whether the step at hand is made
+  std::int32_t last_step_skipped;
+  std::int32_t not_finite;  // set by `measure`, cleared by `decide`
+  Refusal refusal;          // the first that was not reported yet
+};
+
+// The step at hand, for all kernels that update.
+struct StepArgs {
+  static constexpr int kInlineRates = 4;
+
+  const TensorEntry* tensors;
+  const GradEntry* grads;
+  const RateEntry* rates;  // null: inline_rates
+  const Control* control;  // null: the step goes, and its number is `step`
+  std::int64_t step;
+  std::uint64_t seed;
+  RateEntry inline_rates[kInlineRates];
+};
+
+struct StoreArgs {
+  static constexpr std::size_t kMaxBytes = 3840;  // of the 4096 that all arguments may have
+
+  void* target;
+  std::uint32_t nbytes;  // a multiple of 4
+  std::uint32_t words[kMaxBytes / 4];
+};
+
+struct LoadMasterArgs {
+  const void* param;
+  float* master;
+  std::int64_t count;
+  DType dtype;
+};
+
+struct DenseArgs {
+  StepArgs step;
+  const Chunk* chunks;
+  std::int64_t count;
+};
+
+// The entries of a sparse gradient, sorted by row.
+struct SortedRows {
+  const std::uint64_t* rows;   // by place
+  const std::uint32_t* entry;  // by place
+  std::int64_t count;
+};
+
+enum class TableRows : std::int32_t {
+  listed,    // a unit is a place among the sorted entries, and works if a row begins there
+  all,       // a unit is a row; `first` says where its entries are
+  gradient,  // a unit is a row, and the gradient is dense
+};
+
+struct TableArgs {
+  StepArgs step;
+  std::int32_t tensor;
+  GradEntry grad;
+  TableRows mode;
+  bool catches_up;
+  bool decays_entries;  // weight decay once for each entry
+  double beta1;         // for catching up
+  double beta2;
+  SortedRows sorted;
+  const std::uint32_t* first;  // by row: its first place, or kNone; null: no row is listed
+  std::int64_t units;
+  std::int64_t piece;  // elements of a row that one warp takes
+  std::int64_t pieces_per_row;
+};
+
+struct RowSumsArgs {
+  StepArgs step;
+  const Chunk* works;  // `begin`: the first segment, `count` segments of a tensor
+  std::int64_t count;
+};
+
+struct RowMeansArgs {
+  const TensorEntry* tensors;
+  std::int32_t tensor;
+  std::int64_t rows;
+};
+
+struct MeasureArgs {
+  const GradEntry* grads;
+  const Chunk* blocks;
+  std::int64_t count;
+  double* squares;  // by block
+  Control* control;
+};
+
+struct DecideArgs {
+  AdamConfig config;
+  Control* control;
+  const double* loss_scale;
+  const Rates* rates;
+  RateEntry* entries;
+  std::int32_t rates_count;
+  bool measured;
+  bool has_float32;
+  const double* squares;
+  std::int64_t blocks;
+};
+
+struct IndexRowsArgs {
+  const void* indices;
+  bool is_int64;
+  std::int64_t count;
+  std::int64_t table_rows;
+  std::uint64_t* rows;
+  std::uint32_t* entry;
+  std::int32_t* outside;  // set if an index is
+};
+
+struct MarkHeadsArgs {
+  SortedRows sorted;
+  std::uint32_t* heads;  // by place: 1 where a row begins; may be null
+  std::uint32_t* first;  // by row; may be null
+};
+
+struct MeasureRowsArgs {
+  SortedRows sorted;
+  const std::uint32_t* ranks;  // by place: how many rows begin up to here
+  GradEntry grad;
+  DType real;
+  std::int64_t row_length;
+  double* squares;  // by listed row
+  Control* control;
+};
+
+struct SumRowsArgs {
+  const double* values;
+  const std::uint32_t* count;  // null: none
+  double* sum;
+};
+
+struct SetRowStepsArgs {
+  std::int64_t* row_steps;
+  const std::uint64_t* rows;  // null: all
+  std::int64_t count;
+  std::int64_t step;
+  const Control* control;
+};
+
+struct AddRowStepsArgs {
+  std::int64_t* row_steps;
+  std::int64_t count;
+  std::int64_t moved;
+};
+
+}  // namespace adamas::cuda

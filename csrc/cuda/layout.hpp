@@ -1,0 +1,41 @@
+// Arrays that share one buffer of device memory.
+#pragma once
+
+#include <cstddef>
+
+#include "cuda/device.hpp"
+
+namespace adamas::cuda {
+
+// Lays out arrays one after the other; twice: first without memory, for the size.
+class Layout {
+ public:
+  static constexpr std::size_t kAlignment = 256;  // of each array
+
+  explicit Layout(char* memory) : memory_(memory) {}
+
+  template <class T>
+  T* take(std::size_t count) {
+    T* array = reinterpret_cast<T*>(memory_ + size_);
+    size_ += (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    return memory_ == nullptr ? nullptr : array;
+  }
+  std::size_t size() const { return size_; }
+
+ private:
+  char* memory_;
+  std::size_t size_ = 0;
+};
+
+// Reserves what `lay_out` takes, and places its arrays.
+template <class LayOut>
+void place(Queue& queue, Buffer& buffer, LayOut lay_out) {
+  Layout sizes(nullptr);
+  lay_out(sizes);
+  buffer.reserve(queue, sizes.size());
+  if (queue.error() != 0) return;
+  Layout places(buffer.as<char>());
+  lay_out(places);
+}
+
+}  // namespace adamas::cuda

@@ -1,0 +1,194 @@
+// Sums in the order that docs/NUMERICS.md promises: row means, and the norm of the gradients.
+//
+// A group of kLanes threads takes one tile of kTile elements, each thread one lane; tiles are added
+// from first to last.
+#pragma once
+
+#include "cuda/elements.hpp"
+#include "rules/ordered_sum.hpp"
+
+namespace adamas::cuda {
+
+using rules::kLanes;
+
+inline constexpr int kGroups = 16;  // of threads: as many as a block has tiles
+inline constexpr int kSumThreads = kGroups * kLanes;
+
+struct GroupSums {
+  double lanes[kGroups][kLanes];
+};
+
+// The gradient's element `i` as the row sums see it.
+template <class Real>
+ADAMAS_DEVICE double decayed(const TensorEntry& tensor, const GradEntry& grad, const Folded& folded,
+                             std::int64_t i) {
+  const Real param = load_param<Real>(tensor, i);
+  return static_cast<double>(rules::decayed_gradient(
+      folded.variant, load_at<Real>(grad.dtype, grad.values, i), param, scalars_of<Real>(folded)));
+}
+
+// Segments of rows of centralized parameters: of kSumBlock elements, or whole rows.
+struct RowSums {
+  using Args = RowSumsArgs;
+  using Shared = GroupSums;
+  static constexpr int kThreads = kSumThreads;
+  // With all the registers that the compiler would take, one would fit.
+  static constexpr int kBlocksAtOnce = 4;
+
+  // How many segments a block of threads sums at a time, for so many tiles in each.
+  ADAMAS_DEVICE static std::int64_t tiles_of(const TensorEntry& tensor) {
+    const std::int64_t longest = tensor.row_length < kSumBlock ? tensor.row_length : kSumBlock;
+    return (longest + kSumTile - 1) / kSumTile;
+  }
+
+  struct Segment {
+    std::int64_t begin;
+    std::int64_t count;
+  };
+
+  ADAMAS_DEVICE static Segment segment_of(const TensorEntry& tensor, std::int64_t segment) {
+    const std::int64_t in_row = segment % tensor.segments_per_row * kSumBlock;
+    const std::int64_t left = tensor.row_length - in_row;
+    return {segment / tensor.segments_per_row * tensor.row_length + in_row,
+            left < kSumBlock ? left : kSumBlock};
+  }
+
+  ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
+    for (std::int64_t k = cta.block(); k < args.count; k += cta.blocks()) {
+      const Chunk work = args.works[k];
+      const TensorEntry& tensor = args.step.tensors[work.tensor];
+      const GradEntry& grad = args.step.grads[work.tensor];
+      if (grad.values == nullptr) continue;
+      const std::int64_t tiles = tiles_of(tensor);
+      const std::int64_t at_once = kGroups / tiles;
+      for (std::int64_t done = 0; done < work.count; done += at_once) {
+        cta.each([&](int thread) {
+          const std::int64_t group = thread / kLanes;
+          const std::int64_t segment = done + group / tiles;
+          double sum = 0.0;
+          if (segment < work.count && group < at_once * tiles) {
+            const Segment run = segment_of(tensor, work.begin + segment);
+            sum = sum_lane(args.step, tensor, grad, run, group % tiles, thread % kLanes);
+          }
+          shared.lanes[group][thread % kLanes] = sum;
+        });
+        cta.sync();
+        cta.each([&](int thread) {
+          const std::int64_t segment = done + thread;
+          if (thread >= at_once || segment >= work.count) return;
+          const std::int64_t count = segment_of(tensor, work.begin + segment).count;
+          double sum = 0.0;
+          for (std::int64_t tile = 0; tile * kSumTile < count; ++tile) {
+            sum += rules::tree_sum(shared.lanes[thread * tiles + tile]);
+          }
+          tensor.segment_sums[work.begin + segment] = sum;
+        });
+        cta.sync();
+      }
+    }
+  }
+
+  ADAMAS_DEVICE static double sum_lane(const StepArgs& step, const TensorEntry& tensor,
+                                       const GradEntry& grad, const Segment& run, std::int64_t tile,
+                                       int lane) {
+    const Folded& folded = rates_of(step, tensor).listed;
+    const std::int64_t end =
+        tile * kSumTile + kSumTile < run.count ? tile * kSumTile + kSumTile : run.count;
+    double sum = 0.0;
+    for (std::int64_t i = tile * kSumTile + lane; i < end; i += kLanes) {
+      sum += tensor.dtype == DType::float64 ? decayed<double>(tensor, grad, folded, run.begin + i)
+                                            : decayed<float>(tensor, grad, folded, run.begin + i);
+    }
+    return sum;
+  }
+};
+
+struct RowMeans {
+  using Args = RowMeansArgs;
+  struct Shared {};
+  static constexpr int kThreads = 256;
+
+  ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared&) {
+    const TensorEntry& tensor = args.tensors[args.tensor];
+    cta.each([&](int thread) {
+      for (std::int64_t row = cta.block() * kThreads + thread; row < args.rows;
+           row += cta.blocks() * kThreads) {
+        double sum = 0.0;
+        for (std::int64_t k = 0; k < tensor.segments_per_row; ++k) {
+          sum += tensor.segment_sums[row * tensor.segments_per_row + k];
+        }
+        tensor.means[row] = rules::divide(sum, static_cast<double>(tensor.row_length));
+      }
+    });
+  }
+};
+
+// One lane of a sum of squares, and whether all is finite.
+template <class Value>
+ADAMAS_DEVICE double square_lane(Value value_at, std::int64_t begin, std::int64_t end, int lane,
+                                 bool* finite) {
+  double sum = 0.0;
+  for (std::int64_t i = begin + lane; i < end; i += kLanes) {
+    const double value = value_at(i);
+    sum = rules::multiply_add(value, value, sum);
+    if (value - value != 0) *finite = false;
+  }
+  return sum;
+}
+
+// The sum of squares of each block of dense gradients.
+struct Measure {
+  using Args = MeasureArgs;
+  using Shared = GroupSums;
+  static constexpr int kThreads = kSumThreads;
+
+  ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
+    for (std::int64_t b = cta.block(); b < args.count; b += cta.blocks()) {
+      const Chunk block = args.blocks[b];
+      const GradEntry& grad = args.grads[block.tensor];
+      if (grad.values == nullptr) continue;
+      cta.each([&](int thread) {
+        const int group = thread / kLanes;
+        const std::int64_t begin = group * kSumTile;
+        const std::int64_t end = begin + kSumTile < block.count ? begin + kSumTile : block.count;
+        bool finite = true;
+        shared.lanes[group][thread % kLanes] =
+            lane_of(grad, block.begin, begin, end, thread % kLanes, &finite);
+        if (!finite) args.control->not_finite = 1;  // whoever comes first: all write the same
+      });
+      cta.sync();
+      cta.each([&](int thread) {
+        if (thread * kSumTile < block.count && thread < kGroups)
+          rules::tree_sum(shared.lanes[thread]);
+      });
+      cta.sync();
+      cta.each([&](int thread) {
+        if (thread != 0) return;
+        double sum = 0.0;
+        for (int tile = 0; tile * kSumTile < block.count; ++tile) sum += shared.lanes[tile][0];
+        args.squares[b] = sum;
+      });
+      cta.sync();
+    }
+  }
+
+  ADAMAS_DEVICE static double lane_of(const GradEntry& grad, std::int64_t first, std::int64_t begin,
+                                      std::int64_t end, int lane, bool* finite) {
+    const auto sum = [&](auto value_at) { return square_lane(value_at, begin, end, lane, finite); };
+    const void* values = grad.values;
+    switch (grad.dtype) {
+      case DType::float64:
+        return sum([=](std::int64_t i) { return load_at<double>(values, first + i); });
+      case DType::float32:
+        return sum([=](std::int64_t i) { return double{load_at<float>(values, first + i)}; });
+      case DType::float16:
+        return sum(
+            [=](std::int64_t i) { return double{load_at<rules::Float16>(values, first + i)}; });
+      default:
+        return sum(
+            [=](std::int64_t i) { return double{load_at<rules::BFloat16>(values, first + i)}; });
+    }
+  }
+};
+
+}  // namespace adamas::cuda

@@ -1,0 +1,12 @@
+/* What a program that links the library may use is marked ADAMAS_API; all else is hidden. */
+#ifndef ADAMAS_API_H
+#define ADAMAS_API_H
+
+#ifdef ADAMAS_STATIC /* set by the CMake target of a static library */
+#define ADAMAS_API
+#else
+#define ADAMAS_API __attribute__((visibility("default")))
+#endif
+#define ADAMAS_HIDDEN __attribute__((visibility("hidden"))) /* inside of what is visible */
+
+#endif

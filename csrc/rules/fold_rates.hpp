@@ -1,0 +1,73 @@
+// Folds the rates of a step into what a step needs of them: on the host for the CPU and for
+// devices, or on a device that decides by itself.
+#pragma once
+
+#include "adamas/types.hpp"
+#include "rules/fold.hpp"
+
+namespace adamas::rules {
+
+// Above the number of entries of any sparse gradient.
+inline constexpr double kEntryLimit = 4294967295.0;
+
+// The scalars of one step for one element of the rates.
+struct Folded {
+  Scalars<float> float32;
+  Scalars<double> float64;
+  unsigned variant;  // without kCentralize
+};
+
+struct FoldedRates {
+  Folded listed;        // for elements that have a gradient
+  Folded unlisted;      // for rows that a sparse gradient does not list
+  double weight_decay;  //
+  double factor;        // what gradients are multiplied with
+};
+
+template <class Real>
+ADAMAS_RULE bool is_finite(const Scalars<Real>& s) {
+  // A difference of a value with itself is 0, or NaN if the value is not finite.
+  return s.decay - s.decay == 0 && s.keep - s.keep == 0 && s.negative_step - s.negative_step == 0 &&
+         s.one_minus_beta1 > 0;
+}
+
+// Numerics "mindspore" adds L2 decay to the entries of a sparse gradient, not to all rows.
+ADAMAS_RULE bool decays_all_rows(const AdamConfig& config) {
+  return config.numerics == Numerics::standard || config.decoupled_weight_decay;
+}
+
+ADAMAS_RULE Folded fold_both(const AdamConfig& config, const Rates& rates, double decay_factor,
+                             const Corrections& corrections, double factor) {
+  const Rates used{rates.learning_rate, rates.weight_decay * decay_factor};
+  Folded folded;
+  folded.float32 = fold<float>(config, used, corrections, factor);
+  folded.float64 = fold<double>(config, used, corrections, factor);
+  folded.variant = 0;
+  if (config.use_nesterov) folded.variant |= kNesterov;
+  if (config.use_amsgrad) folded.variant |= kAmsgrad;
+  if (used.weight_decay != 0.0 && !config.decoupled_weight_decay) folded.variant |= kL2;
+  return folded;
+}
+
+// False if the scalars leave the range of a parameter's type.
+ADAMAS_RULE bool fold_rates(const AdamConfig& config, const Rates& rates,
+                            const Corrections& corrections, double factor, bool has_float32,
+                            FoldedRates* result) {
+  const bool all = decays_all_rows(config);
+  result->listed = fold_both(config, rates, 1.0, corrections, factor);
+  result->unlisted = all ? result->listed : fold_both(config, rates, 0.0, corrections, factor);
+  result->weight_decay = rates.weight_decay;
+  result->factor = factor;
+  // Where decay is counted by entries, the largest count must stay finite too.
+  const Folded largest =
+      all ? result->listed : fold_both(config, rates, kEntryLimit, corrections, factor);
+  return is_finite(largest.float64) && (!has_float32 || is_finite(largest.float32));
+}
+
+// The decay of a row with several entries, where each entry decays.
+template <class Real>
+ADAMAS_RULE Real decay_of_entries(double weight_decay, double factor, double entries) {
+  return static_cast<Real>(divide(weight_decay * entries, split_factor<Real>(factor).fraction));
+}
+
+}  // namespace adamas::rules

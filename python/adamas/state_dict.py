@@ -1,0 +1,272 @@
+"""The state of an optimizer as a dictionary of plain arrays and numbers, and back.
+
+`Optimizer.state_dict` and `Optimizer.load_state_dict` document it; `checkpoint.py` puts it into
+files. Loading checks everything first; then one native call copies all, as one call among the
+steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _core, validation
+from .groups import ParameterOptions
+
+VERSION = 1
+
+_Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
+_STATE_DTYPES = {
+    _core.StateFormat.real: "float32",
+    _core.StateFormat.bfloat16: "bfloat16",
+    _core.StateFormat.int8: "int8",
+}
+_STORED = {_core.StateFormat.bfloat16: np.uint16, _core.StateFormat.int8: np.uint8}
+
+
+def take(
+    native: _core.Optimizer,
+    config: _core.AdamConfig,
+    options: Sequence[ParameterOptions],
+    centralized: Sequence[bool],
+    *,
+    parameters: bool,
+) -> dict[str, Any]:
+    """Return a copy of everything that decides later steps.
+
+    Parameters
+    ----------
+    native, config, options
+        The parts of the optimizer.
+    centralized
+        Whether the rows of each parameter's gradients lose their mean.
+    parameters
+        Whether the parameters themselves are copied too, as "param".
+
+    Raises
+    ------
+    RuntimeError
+        If a step in parts is open.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    copies = []
+    for i, option in enumerate(options):
+        entry = _description(option, centralized[i])
+        for kind, (shape, dtype) in _layout(native, config, option, i, parameters).items():
+            entry[kind] = np.empty(shape, dtype)
+            copies.append((i, _kind(kind), entry[kind]))
+        entries[option.name] = entry
+    counters = native.save(copies)
+    return {
+        "version": VERSION,
+        "global_step": counters.global_step,
+        "skipped_steps": counters.skipped_steps,
+        "last_step_skipped": counters.last_step_skipped,
+        "last_grad_norm": counters.last_grad_norm,
+        "loss_scale": counters.loss_scale,
+        "options": _options(config),
+        "parameters": entries,
+    }
+
+
+def load(
+    native: _core.Optimizer,
+    config: _core.AdamConfig,
+    options: Sequence[ParameterOptions],
+    centralized: Sequence[bool],
+    state: Mapping[str, Any],
+) -> None:
+    """Go on from what `take` returned, or raise and change nothing.
+
+    Raises
+    ------
+    TypeError
+        If the state, or a counter in it, has another type.
+    ValueError
+        If it is not the state of an optimizer like this one; the message names the entry.
+    RuntimeError
+        If a step in parts is open.
+    """
+    _mapping("state", state)
+    if state.get("version") != VERSION:
+        raise ValueError(f"state['version'] must be {VERSION}, got {state.get('version')!r}")
+    _check_keys(
+        "state",
+        state,
+        (
+            "version",
+            "global_step",
+            "skipped_steps",
+            "last_step_skipped",
+            "last_grad_norm",
+            "loss_scale",
+            "options",
+            "parameters",
+        ),
+    )
+    _check_equal("state['options']", state["options"], _options(config))
+    entries = state["parameters"]
+    _check_names(entries, [option.name for option in options], config)
+    with_param = any("param" in _mapping(_label(name), entry) for name, entry in entries.items())
+    copies = []
+    for i, option in enumerate(options):
+        entry = entries[option.name]
+        layout = _layout(native, config, option, i, with_param)
+        _check_entry(option.name, entry, _description(option, centralized[i]), layout)
+        copies += [(i, _kind(kind), np.require(entry[kind], None, "C")) for kind in layout]
+    native.load(copies, _counters(state))
+
+
+def _kind(name: str) -> _core.StateKind | None:
+    """Return the native name of an array; None is the parameter itself."""
+    return None if name == "param" else _core.StateKind[name]
+
+
+def _layout(
+    native: _core.Optimizer,
+    config: _core.AdamConfig,
+    option: ParameterOptions,
+    position: int,
+    with_param: bool,
+) -> _Layout:
+    """Return the shape and type of each array that belongs to a parameter, as it is stored."""
+    shape, dtype = option.parameter.shape, option.parameter.dtype
+    real: np.dtype[Any] = np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    moment = np.dtype(_STORED.get(config.state_format, real))
+    layout: _Layout = {"moment1": (shape, moment), "moment2": (shape, moment)}
+    if config.state_format is _core.StateFormat.int8:
+        scales = native.stored(_core.StateKind.scale1, position)
+        layout |= {"scale1": (scales.shape, scales.dtype), "scale2": (scales.shape, scales.dtype)}
+    if config.use_amsgrad:
+        layout["vhat"] = shape, real
+    if config.master_weights and dtype.itemsize == 2:
+        layout["master"] = shape, real
+    if config.row_policy is _core.RowPolicy.catch_up:
+        layout["row_step"] = (shape[0] if shape else 1,), np.dtype(np.int64)
+    if with_param:
+        layout["param"] = shape, dtype
+    return layout
+
+
+def _description(option: ParameterOptions, centralized: bool) -> dict[str, Any]:
+    return {"dtype": option.parameter.dtype.name, "grad_centralization": centralized}
+
+
+def _options(config: _core.AdamConfig) -> dict[str, Any]:
+    """Return the options that decide the bits of later steps and must not change."""
+    return {
+        "numerics": config.numerics.name,
+        "beta1": config.beta1,
+        "beta2": config.beta2,
+        "eps": config.eps,
+        "use_nesterov": config.use_nesterov,
+        "use_amsgrad": config.use_amsgrad,
+        "decoupled_weight_decay": config.decoupled_weight_decay,
+        "bias_correction": config.bias_correction,
+        "row_policy": config.row_policy.name,
+        "max_grad_norm": config.max_grad_norm or None,
+        "skip_nonfinite": config.skip_nonfinite,
+        "state_dtype": _STATE_DTYPES[config.state_format],
+        "seed": config.seed,
+        "master_weights": config.master_weights,
+    }
+
+
+# The checks
+
+
+def _label(name: str) -> str:
+    return f"state['parameters'][{name!r}]"
+
+
+def _mapping(label: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{label} must be a mapping, got {validation.shown(value)}")
+    return value
+
+
+def _check_keys(label: str, found: Mapping[str, Any], wanted: Iterable[str]) -> None:
+    missing = [key for key in wanted if key not in found]
+    unknown = [key for key in found if key not in set(wanted)]
+    if missing or unknown:
+        wrong = f"lacks {missing[0]!r}" if missing else f"has {unknown[0]!r}"
+        raise ValueError(f"{label} must have the keys {sorted(wanted)}; it {wrong}")
+
+
+def _check_equal(label: str, found: Any, wanted: Mapping[str, Any]) -> None:
+    _check_keys(label, _mapping(label, found), wanted)
+    for key, value in wanted.items():
+        if found[key] != value:
+            raise ValueError(
+                f"{label}[{key!r}] must be {value!r}, as this optimizer has it, "
+                f"got {validation.shown(found[key])}"
+            )
+
+
+def _check_names(entries: Any, wanted: list[str], config: _core.AdamConfig) -> None:
+    """Check which parameters there are, and where their positions matter also their order."""
+    found = list(_mapping("state['parameters']", entries))
+    missing = [name for name in wanted if name not in entries]
+    extra = [name for name in found if name not in set(wanted)]
+    if missing or extra:
+        raise ValueError(
+            f"state['parameters'] must hold the {len(wanted)} parameters of this optimizer, got "
+            f"{len(found)}; missing: {missing[:3]}, not of this optimizer: {extra[:3]}"
+        )
+    has_positions = config.max_grad_norm > 0 or config.state_format is not _core.StateFormat.real
+    if has_positions and found != wanted:
+        i = next(i for i in range(len(wanted)) if found[i] != wanted[i])
+        raise ValueError(
+            "state['parameters'] must be in the order of this optimizer, because max_grad_norm and "
+            f"state_dtype depend on it; position {i} must be {wanted[i]!r}, got {found[i]!r}"
+        )
+
+
+def _check_entry(
+    name: str, entry: Mapping[str, Any], description: Mapping[str, Any], layout: _Layout
+) -> None:
+    label = _label(name)
+    _check_keys(label, entry, [*description, *layout])
+    _check_equal(label, {key: entry[key] for key in description}, description)
+    for kind, (shape, dtype) in layout.items():
+        array = entry[kind]
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{label}[{kind!r}] must be an array, got {validation.shown(array)}")
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(
+                f"{label}[{kind!r}] must be {_shown(shape, dtype)}, "
+                f"got {_shown(array.shape, array.dtype)}"
+            )
+
+
+def _shown(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    return f"{dtype if dtype.isnative else dtype.str} of shape {shape}"
+
+
+def _counters(state: Mapping[str, Any]) -> _core.Counters:
+    counters = _core.Counters()
+    counters.global_step = validation.integer(
+        "state['global_step']", state["global_step"], minimum=0, maximum=2**62
+    )
+    counters.skipped_steps = validation.integer(
+        "state['skipped_steps']", state["skipped_steps"], minimum=0, maximum=2**63 - 1
+    )
+    counters.last_step_skipped = validation.flag(
+        "state['last_step_skipped']", state["last_step_skipped"]
+    )
+    counters.last_grad_norm = _norm("state['last_grad_norm']", state["last_grad_norm"])
+    counters.loss_scale = validation.real(
+        "state['loss_scale']", state["loss_scale"], minimum=2.0**-126, maximum=2.0**126
+    )
+    return counters
+
+
+def _norm(name: str, value: Any) -> float:
+    """Check a norm, which is NaN if there is none and may be infinite."""
+    if isinstance(value, (float, np.floating)) and (math.isnan(value) or value == math.inf):
+        return float(value)
+    return validation.real(name, value, minimum=0.0)

@@ -1,0 +1,337 @@
+"""The C API: the same bits as from Python, errors that change nothing, structs that grow."""
+
+import ctypes
+import re
+from ctypes import byref
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import adamas
+import c_api
+from adamas import _core
+from c_api import Config, Gradient, Parameter, Rates, Status, initialized
+from helpers import ISAS, bits
+
+MOMENT1, MOMENT2, VHAT, MASTER, ROW_STEP = range(5)
+RATES = ((0.01, 0.1), (0.02, 0.0))
+INVALID, OVERLAP, BAD_INDEX, BAD_STATE = 1, 2, 3, 4
+HEADER = Path(__file__).parent.parent / "csrc/include/adamas/adamas.h"
+
+# name -> options in C, options in Python
+VARIANTS = {
+    "plain": (
+        {"beta1": 0.8, "beta2": 0.95, "eps": 1e-6},
+        {"beta1": 0.8, "beta2": 0.95, "eps": 1e-6},
+    ),
+    "amsgrad": (
+        {"use_amsgrad": 1, "use_nesterov": 1, "decoupled_weight_decay": 1},
+        {"use_amsgrad": True, "use_nesterov": True, "decoupled_weight_decay": True},
+    ),
+    "clipped": (
+        {"max_grad_norm": 0.5, "loss_scale": 12.0, "skip_nonfinite": 1, "num_threads": 3},
+        {"max_grad_norm": 0.5, "loss_scale": 12.0, "skip_nonfinite": True, "num_threads": 3},
+    ),
+    "lazy": ({"row_policy": 1, "use_locking": 1}, {"row_policy": "lazy", "use_locking": True}),
+    "catch_up": ({"row_policy": 2}, {"row_policy": "catch_up"}),
+    "bfloat16": ({"state_format": 1, "seed": 5}, {"state_dtype": "bfloat16", "seed": 5}),
+    "int8": ({"state_format": 2, "seed": 2**64 - 1}, {"state_dtype": "int8", "seed": 2**64 - 1}),
+    "masters": ({"master_weights": 1}, {"master_weights": True}),
+}
+
+
+def make_inputs(dtype):
+    rng = np.random.default_rng(3)
+    arrays = [rng.standard_normal((50, 64)).astype(dtype), rng.standard_normal(33).astype(dtype)]
+    grads = [[rng.standard_normal(a.shape).astype(dtype) for a in arrays] for _ in range(5)]
+    rows = rng.integers(0, 50, 20)
+    return arrays, grads, rows
+
+
+def by_python(arrays, grads, rows, options):
+    params = [adamas.Parameter(array, f"weight{i}") for i, array in enumerate(arrays)]
+    groups = [
+        {"params": [param], "lr": lr, "weight_decay": decay}
+        for param, (lr, decay) in zip(params, RATES, strict=True)
+    ]
+    optimizer = adamas.Adam(groups, **options)
+    for table, bias in grads:
+        if rows is not None:
+            table = adamas.RowTensor(rows, table[: rows.size], arrays[0].shape)
+        optimizer((table, bias))
+    return optimizer
+
+
+def by_c(arrays, grads, rows, options):
+    parameters = [c_api.parameter(array, rates=i) for i, array in enumerate(arrays)]
+    optimizer = c_api.Optimizer(initialized(Config, **options), parameters)
+    for table, bias in grads:
+        first = c_api.gradient(table)
+        if rows is not None:
+            first = c_api.sparse_gradient(rows, table)
+        optimizer.step([first, c_api.gradient(bias)], RATES)
+    return optimizer
+
+
+def copies(arrays):
+    return [array.copy() for array in arrays]
+
+
+@pytest.mark.parametrize("index_type", [None, np.int32, np.int64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_same_bits_as_from_python(variant, dtype, index_type):
+    in_c, in_python = VARIANTS[variant]
+    if "state_format" in in_c and dtype is np.float64:
+        pytest.skip("float64 parameters keep float64 moments")
+    arrays, grads, rows = make_inputs(dtype)
+    if index_type is None:
+        rows = None
+    elif variant == "int8":
+        in_c, in_python = {**in_c, "row_policy": 1}, {**in_python, "use_lazy": True}
+    if rows is not None:
+        rows = rows.astype(index_type)
+    ours, theirs = copies(arrays), copies(arrays)
+    python = by_python(theirs, grads, rows, in_python)
+    c = by_c(ours, grads, rows, in_c)
+    for mine, wanted in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(bits(mine), bits(wanted))
+    check_same_state(c, python, in_c)
+
+
+def check_same_state(c, python, options):
+    for i, parameter in enumerate(c.parameters):
+        for kind, wanted in ((MOMENT1, python.moment1[i]), (MOMENT2, python.moment2[i])):
+            if "state_format" in options:
+                mine = np.empty(parameter.count, np.float32)
+                c.call("decode_moment", kind, i, mine.ctypes.data)
+            else:
+                mine = c.state(kind, i, wanted.dtype)
+            np.testing.assert_array_equal(mine, wanted.reshape(-1))
+        if "use_amsgrad" in options:
+            vhat = python.vhat[i]
+            np.testing.assert_array_equal(c.state(VHAT, i, vhat.dtype), vhat.reshape(-1))
+    assert c.call("global_step") == python.global_step == 5
+    assert c.call("state_nbytes") == python.state_nbytes
+    np.testing.assert_equal(c.call("last_grad_norm"), python.last_grad_norm)
+
+
+@pytest.fixture
+def simple():
+    """Return an optimizer of one parameter, its array and its gradient."""
+    array = np.arange(6, dtype=np.float32).reshape(3, 2)
+    grad = np.full((3, 2), 0.5, np.float32)
+    config = initialized(Config, skip_nonfinite=1)
+    return c_api.Optimizer(config, [c_api.parameter(array)]), array, grad
+
+
+def refused(optimizer, array, call):
+    """Return what a refused call raises; it has changed nothing."""
+    before = array.tobytes(), optimizer.state(MOMENT1, 0, np.float32).tobytes()
+    step = optimizer.call("global_step")
+    with pytest.raises(RuntimeError) as caught:
+        call()
+    assert before == (array.tobytes(), optimizer.state(MOMENT1, 0, np.float32).tobytes())
+    assert optimizer.call("global_step") == step
+    return caught.value.args
+
+
+def test_refused_steps(simple):
+    optimizer, array, grad = simple
+    good = c_api.gradient(grad)
+
+    def refuse(grads, rates=((0.1, 0.0),)):
+        return refused(optimizer, array, lambda: optimizer.step(grads, rates))
+
+    outside = np.array([3])
+    assert refuse([good, good])[0] == INVALID
+    assert refuse([good], [(-1.0, 0.0)])[0] == INVALID
+    assert refuse([c_api.gradient(array)])[:2] == (OVERLAP, 0)
+    assert refuse([c_api.sparse_gradient(outside, grad)])[:2] == (BAD_INDEX, 0)
+    assert refuse([initialized(Gradient, values=grad.ctypes.data, dtype=9)])[:2] == (INVALID, 0)
+    assert refuse([initialized(Gradient, values=grad.ctypes.data, dtype=-1)])[:2] == (INVALID, 0)
+    assert refuse([initialized(Gradient, values=grad.ctypes.data, struct_size=0)])[0] == INVALID
+    assert refuse([initialized(Gradient)])[:2] == (INVALID, 0)
+
+
+def test_null_pointers(simple):
+    optimizer, array, _ = simple
+    rates = c_api.array_of([Rates(0.1, 0.0)])
+    for name, arguments in {
+        "step": (None, 1, rates, 1, None),
+        "begin_step": (None, 1),
+        "apply": (0, None, None),
+        "decode_moment": (0, 0, None),
+        "set_rates": (None, 1, None),
+    }.items():
+        code, _, text = refused(optimizer, array, lambda n=name, a=arguments: optimizer.call(n, *a))
+        assert code in (INVALID, BAD_STATE)
+        assert text
+    for name in ("end_step", "cancel_step"):
+        assert c_api.call(name, None).code == INVALID
+    assert c_api.call("create", None, None, 0, ctypes.c_void_p()).code == INVALID
+    assert (
+        c_api.call("create", byref(initialized(Config)), None, 1, ctypes.c_void_p()).code == INVALID
+    )
+    assert c_api.call("create", byref(initialized(Config)), None, 0, None).code == INVALID
+    c_api.call("destroy", None)
+
+
+def test_counts_beyond_all_memory(simple):
+    optimizer, array, grad = simple
+    rates = c_api.array_of([Rates(0.1, 0.0)])
+    grads = c_api.array_of([c_api.gradient(grad)])
+
+    def step():
+        optimizer.call("step", grads, 2**62, rates, 1, None)
+
+    assert refused(optimizer, array, step)[0] == 5
+
+
+@pytest.mark.parametrize("member", ["numerics", "row_policy", "state_format"])
+@pytest.mark.parametrize("value", [-1, 99])
+def test_unknown_options(member, value):
+    array = np.zeros(3, np.float32)
+    with pytest.raises(RuntimeError, match="unknown"):
+        c_api.Optimizer(initialized(Config, **{member: value}), [c_api.parameter(array)])
+
+
+def test_a_bad_parameter_is_named():
+    arrays = [np.zeros(3, np.float32), np.zeros(3, np.float32)]
+    good, bad = c_api.parameter(arrays[0]), c_api.parameter(arrays[1])
+    bad.dtype = 17
+    with pytest.raises(RuntimeError) as caught:
+        c_api.Optimizer(initialized(Config), [good, bad])
+    assert caught.value.args == (INVALID, 1, "unknown dtype")
+
+
+def test_a_step_in_parts_and_the_counters(simple):
+    optimizer, array, grad = simple
+    other = array.copy()
+    rates = c_api.array_of([Rates(0.1, 0.0)])
+    parts = c_api.Optimizer(initialized(Config), [c_api.parameter(other)])
+    optimizer.step([c_api.gradient(grad)], [(0.1, 0.0)])
+    parts.call("begin_step", rates, 1)
+    parts.call("apply", 0, byref(c_api.gradient(grad)), None)
+    parts.call("end_step")
+    np.testing.assert_array_equal(array, other)
+    parts.call("begin_step", rates, 1)
+    parts.call("cancel_step")
+    assert parts.call("global_step") == 1
+
+    grad[0] = np.nan
+    optimizer.step([c_api.gradient(grad)], [(0.1, 0.0)])
+    assert optimizer.call("last_step_skipped") == 1
+    assert optimizer.call("skipped_steps") == 1
+    optimizer.call("set_global_step", 41)
+    assert optimizer.call("global_step") == 41
+    optimizer.call("set_loss_scale", 8.0)
+    assert optimizer.call("loss_scale") == 8.0
+    assert refused(optimizer, array, lambda: optimizer.call("set_loss_scale", 0.0))[0] == INVALID
+    assert optimizer.call("loss_scale") == 8.0
+    assert optimizer.call("state", 99, 0) is None
+    assert optimizer.call("state", MOMENT1, 1) is None
+
+
+def saved(optimizer, count, counters):
+    """Return the arrays of an optimizer of one parameter, and the copies that load() takes."""
+    arrays = {kind: np.empty(count, np.float32) for kind in (-1, MOMENT1, MOMENT2)}
+    copies = c_api.array_of(
+        [c_api.ArrayCopy(0, kind, a.ctypes.data, a.nbytes) for kind, a in arrays.items()]
+    )
+    optimizer.call("save", copies, len(copies), byref(counters))
+    return arrays, copies
+
+
+def test_saved_and_loaded_it_goes_on_with_the_same_bits(simple):
+    optimizer, array, grad = simple
+    counters = initialized(c_api.Counters)
+    optimizer.step([c_api.gradient(grad)], [(0.1, 0.0)])
+    optimizer.call("set_loss_scale", 4.0)
+    arrays, copies = saved(optimizer, array.size, counters)
+    other = np.zeros_like(array)
+    resumed = c_api.Optimizer(initialized(Config), [c_api.parameter(other)])
+    resumed.call("load", copies, len(copies), byref(counters))
+    assert resumed.call("global_step") == counters.global_step == 1
+    assert resumed.call("loss_scale") == counters.loss_scale == 4.0
+    for one in (optimizer, resumed):
+        one.step([c_api.gradient(grad)], [(0.1, 0.0)])
+    np.testing.assert_array_equal(array, other)
+    assert arrays[-1].tobytes() != array.tobytes()
+
+    copies[1].kind = 99
+    for name in ("save", "load"):
+        before = counters.global_step
+        code = refused(
+            optimizer, array, lambda n=name: optimizer.call(n, copies, 3, byref(counters))
+        )[0]
+        assert (code, counters.global_step) == (INVALID, before)
+        assert c_api.call(name, optimizer.handle, copies, 3, None).code == INVALID
+        assert c_api.call(name, optimizer.handle, None, 1, byref(counters)).code == INVALID
+
+
+class LongerConfig(ctypes.Structure):
+    _fields_ = [*Config._fields_, ("invented_later", ctypes.c_int64)]
+
+
+class LongerParameter(ctypes.Structure):
+    _fields_ = [*Parameter._fields_, ("invented_later", ctypes.c_int64)]
+
+
+def grown(struct_type, **members):
+    """Return a struct of a later version of the header, initialized by this library."""
+    struct = struct_type()
+    ctypes.memset(byref(struct), 0xFF, ctypes.sizeof(struct))
+    init = getattr(c_api.library(), f"adamas_{struct_type.__name__[6:].lower()}_init")
+    init(byref(struct), ctypes.c_size_t(ctypes.sizeof(struct)))
+    for name, value in members.items():
+        setattr(struct, name, value)
+    return struct
+
+
+def test_programs_compiled_with_a_later_header():
+    arrays = [np.zeros(3, np.float32), np.zeros(5, np.float32)]
+    places = [{"data": a.ctypes.data, "count": a.size} for a in arrays]
+    optimizer = c_api.Optimizer(grown(LongerConfig), [grown(LongerParameter, **p) for p in places])
+    assert optimizer.call("state_nbytes") == 2 * 4 * 8
+    with pytest.raises(RuntimeError, match="does not know"):
+        c_api.Optimizer(grown(LongerConfig, invented_later=1), optimizer.parameters)
+    changed = [optimizer.parameters[0], grown(LongerParameter, invented_later=1, **places[1])]
+    with pytest.raises(RuntimeError, match="does not know") as caught:
+        c_api.Optimizer(grown(LongerConfig), changed)
+    assert caught.value.args[1] == 1
+
+
+STRUCTS = (Config, Parameter, Gradient, Rates, Status, c_api.Counters, c_api.ArrayCopy)
+
+
+def test_the_structs_of_the_first_version_stay():
+    """Members are only ever added at the end: the library refuses shorter structs than these."""
+    sizes = [ctypes.sizeof(struct) for struct in STRUCTS]
+    assert sizes == [112, 48, 48, 16, 24, 48, 32]
+
+
+def test_all_functions_of_the_header_are_in_the_library():
+    names = re.findall(r"ADAMAS_API [^;(]*?\b(adamas_\w+)\(", HEADER.read_text("utf-8"))
+    assert len(names) == len(set(names)) > 25
+    for name in names:
+        assert getattr(c_api.library(), name)
+
+
+def test_what_was_built():
+    assert c_api.call("version").decode() == adamas.__version__
+    assert c_api.call("isa_in_use").decode() == _core.isa_in_use()
+    assert c_api.call("available_threads") == _core.available_threads()
+    assert c_api.call("cuda_devices") == _core.cuda_devices()
+    reason = c_api.call("cuda_unavailable_reason")
+    assert (reason and reason.decode()) == _core.cuda_unavailable_reason()
+
+
+def test_one_library_serves_both(select_isa):
+    """What C chooses, Python uses."""
+    for isa in ISAS:
+        assert c_api.call("select_isa", isa.encode()).code == c_api.OK
+        assert _core.isa_in_use() == isa
+    assert c_api.call("select_isa", b"abacus").code == INVALID
