@@ -5,6 +5,7 @@
 #   make lint    ruff, mypy and clang-format; changes nothing
 #   make bench   the step against the limit of the memory and the peers that are installed
 #   make bench-guard   the main rows again, against those stored in bench/results
+#   make docs    the documentation, docs/_build/html/index.html; a warning is an error
 #   make tsan    the C++ tests, many threads among them, under ThreadSanitizer
 #   make asan    the C++ and the core Python tests under Address- and UndefinedBehaviorSanitizer
 #   make wheel   dist/: the sdist and a wheel for all machines like this one, built and tried out in
@@ -30,7 +31,7 @@ define build_cpp_tests
 endef
 run_cpp_tests = $(FIXED_ADDRESSES) $(BIN)/ctest --test-dir $(1) --verbose
 
-.PHONY: demo test lint format bench bench-guard tsan asan wheel clean
+.PHONY: demo test lint format bench bench-guard tsan asan wheel docs clean
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/train_lenet.py
@@ -44,6 +45,9 @@ bench: .venv/installed-bench
 
 bench-guard: .venv/installed-bench
 	$(BIN)/python bench/guard.py $(GUARD_ARGS)
+
+docs: .venv/installed-docs
+	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build/html
 
 lint: .venv/installed-lint
 	$(BIN)/ruff check
@@ -91,7 +95,7 @@ wheel: $(BIN)/python
 	$(BIN)/python tools/make_wheel.py $(WHEEL_ARGS)
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

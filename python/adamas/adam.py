@@ -182,7 +182,7 @@ class Adam(Optimizer):
     >>> optimizer = Adam([Parameter(weight, name="weight")], learning_rate=0.1)
     >>> optimizer((np.full((2, 3), 0.5, np.float32),))
     True
-    >>> weight[0]
+    >>> weight[0].round(3)
     array([0.9, 0.9, 0.9], dtype=float32)
     """
 

@@ -1,0 +1,193 @@
+"""Every block of code of README.md and docs/ is run, and prints what its comments say.
+
+The Python blocks of a page are one program, in which `print(...)  # text` must print the text.
+Blocks in C and C++ are programs, and the words "It prints `text`" behind them say what comes out.
+Commands of the shell and of CMake are not run: what they name must exist.
+"""
+
+from __future__ import annotations
+
+import doctest
+import re
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+import adamas
+from c_api import library_path
+from emulation import FakeArray, emulator
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")))
+PAGES = tuple(page for page in PAGES if not page.startswith("docs/_build"))
+CHECKED = ("python", "cpp", "c", "cmake", "bash")
+
+
+def text_of(page):
+    return (ROOT / page).read_text("utf-8")
+
+
+def blocks(page, *languages):
+    """Return the blocks of code in these languages."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
+    return [code for language, code in found if language in languages]
+
+
+def prose_of(page):
+    return re.sub(r"^```.*?^```$", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
+
+
+def pages_with(*languages):
+    return [page for page in PAGES if blocks(page, *languages)]
+
+
+def test_every_block_is_of_a_language_that_is_checked():
+    for page in PAGES:
+        opened = re.findall(r"^```(\w*)", text_of(page), re.MULTILINE)[::2]
+        assert set(opened) <= set(CHECKED), page
+
+
+# Python
+
+
+class FakeCupyArray(FakeArray):
+    def __getitem__(self, place):
+        return self.host[place]
+
+
+def fake_cupy():
+    """Return what the pages use of CuPy, over the emulated device."""
+    emulator()
+    module = ModuleType("cupy")
+    module.float32 = np.float32
+    module.ones = lambda shape, dtype: FakeCupyArray(np.ones(shape, dtype))
+    module.zeros = lambda shape, dtype: FakeCupyArray(np.zeros(shape, dtype))
+    module.ones_like = lambda array: FakeCupyArray(np.ones_like(array.host))
+    stream = SimpleNamespace(ptr=0, synchronize=lambda: None)
+    module.cuda = SimpleNamespace(get_current_stream=lambda: stream)
+    return module
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_the_python_blocks_of_a_page_are_a_program(page, tmp_path, monkeypatch, capsys):
+    program = "\n".join(blocks(page, "python"))
+    if "import torch" in program:
+        pytest.importorskip("torch")
+    if "import cupy" in program:
+        monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, page, "exec"), {"__name__": "page"})  # noqa: S102
+    wanted = re.findall(r"^ *print\(.*\)  # (.*)$", program, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == wanted
+
+
+@pytest.mark.parametrize(
+    "name", ["adam", "parameter", "schedules", "dynamic_lr", "loss_scale", "cuda"]
+)
+def test_the_examples_of_the_reference(name):
+    """Those of `optimizer` and `checkpoint` are run by test_checkpoint.py."""
+    result = doctest.testmod(import_module(f"adamas.{name}"))
+    assert result.failed == 0
+    assert result.attempted > 0
+
+
+def test_every_public_name_is_in_the_reference():
+    text = "".join(path.read_text("utf-8") for path in (ROOT / "docs/api").glob("*.rst"))
+    shown = set(re.findall(r"^.. auto\w+:: (\w+)$", text, re.MULTILINE))
+    assert shown >= set(adamas.__all__) - {"__version__", "cuda"}
+    assert shown >= {"is_available", "why_unavailable", "device_count"}
+
+
+# C and C++
+
+
+def programs():
+    """Return language, code and output of each block."""
+    listed = []
+    for page in pages_with("c", "cpp"):
+        pattern = r"^```(c|cpp)\n(.*?)^```$\s*(?:It prints `(.*?)`)?"
+        found = re.findall(pattern, text_of(page), re.MULTILINE | re.DOTALL)
+        for number, (language, code, printed) in enumerate(found):
+            listed.append(pytest.param(language, code, printed, id=f"{page}-{number}"))
+    return listed
+
+
+@pytest.mark.parametrize(("language", "code", "printed"), programs())
+def test_the_programs_in_c_and_cpp(language, code, printed, tmp_path):
+    compiler = shutil.which({"c": "cc", "cpp": "c++"}[language])
+    if compiler is None:
+        pytest.skip("there is no compiler")
+    source, program, library = tmp_path / f"source.{language}", tmp_path / "program", library_path()
+    source.write_text(code, "utf-8")
+    flags = ["-std=c++17" if language == "cpp" else "-std=c99", "-Wall", "-Wextra", "-Werror"]
+    flags += [f"-I{ROOT / 'csrc/include'}", f"-Wl,-rpath,{library.parent}"]
+    subprocess.run([compiler, *flags, source, library, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{printed}\n"
+
+
+# Commands
+
+TARGETS = set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE))
+EXTRAS = set(re.findall(r"^(\w+) = \[", text_of("pyproject.toml"), re.MULTILINE))
+CMAKE_COMMANDS = ("find_package(adamas ", "target_link_libraries(")
+
+
+def check_command(command):
+    """Check that what a command names is there."""
+    words = [word for word in command.split(" ") if not re.match(r"[A-Z_]+=", word)]
+    if words[0] == "make":
+        assert words[1] in TARGETS, command
+    elif words[:3] == ["python", "-m", "adamas"]:
+        options = {"--cmake-dir", "--include-dir", "--library"}
+        assert set(words[3:]) <= options, command
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file(), command
+    elif words[:2] == ["pip", "install"]:
+        extra = re.search(r"\[(\w+)\]", words[2])
+        assert extra is None or extra[1] in EXTRAS, command
+    elif words[0] == "cmake":
+        used = set(re.findall(r"-D(ADAMAS_\w+)", command))
+        assert used <= {"ADAMAS_PYTHON", "ADAMAS_CUDA"}, command
+    else:
+        assert (ROOT / words[0]).is_file(), f"unknown command: {command}"
+
+
+def commands(page):
+    """Return the lines of the shell: in blocks, indented, or a command and no more in backticks."""
+    text = text_of(page)
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    if page == "README.md":
+        lines += re.findall(r"^    (make .*)$", text, re.MULTILINE)
+    lines += re.findall(r"`((?:make|pip install|python -m adamas)\b[^`]+)`", prose_of(page))
+    return [re.sub(r"\s+# .*", "", line) for line in lines if line]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_the_commands_of_a_page_are_known(page):
+    for command in commands(page):
+        check_command(command)
+
+
+@pytest.mark.parametrize("page", pages_with("cmake"))
+def test_the_cmake_commands_of_a_page_are_known(page):
+    for block in blocks(page, "cmake"):
+        for line in block.splitlines():
+            assert line.startswith(CMAKE_COMMANDS), line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_files_that_a_page_names_are_there(page):
+    """Paths in backticks that begin with a folder of ours, and links to files of ours."""
+    text = prose_of(page)
+    folders = "bench|csrc|docs|examples|python|tests|third_party|tools"
+    for path in re.findall(rf"`((?:{folders})/[\w./*-]+)`", text):
+        assert any(ROOT.glob(path.rstrip("/"))), path
+    for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+        assert (ROOT / page).parent.joinpath(link).exists(), link
