@@ -1,6 +1,6 @@
 """Time steps on a GPU against torch's optimizers and the bandwidth of copies, in one run.
 
-    python bench/gpu_bench.py --out build/gpu_check
+    python bench/gpu_bench.py --out bench/results
 
 "x limit" is the time over that of moving the same bytes at the bandwidth of a device-to-device
 copy, which is measured first. Times are medians of CUDA events around single steps (at least 50),
@@ -15,6 +15,7 @@ import json
 import math
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -257,22 +258,52 @@ def table_of(rows: list[Row]) -> str:
 
 
 def commit() -> str:
-    """Return the commit of the working tree, if git knows it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    """Return the commit of the working tree, if git is there and knows it."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+def write(out: Path, head: str, rows: list[Row], failures: list[str]) -> None:
+    """Write what has been measured so far."""
+    text = "\n".join([head, table_of(rows), *failures])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "gpu.txt").write_text(text + "\n")
+    results = {"machine": head, "rows": rows, "failures": failures}
+    (out / "gpu.json").write_text(json.dumps(results, indent=1))
+
+
+def run(jobs: list[Callable[[], list[Row]]], end: float, out: Path, head: str) -> list[str]:
+    """Do what can be begun before `end`, writing after each; return what went wrong."""
+    rows: list[Row] = []
+    failures: list[str] = []
+    for number, job in enumerate(jobs):
+        if time.monotonic() > end:
+            failures.append(f"job {number} was left out: no time")
+        else:
+            try:
+                rows += job()
+            except Exception as error:
+                failures.append(f"job {number} failed: {error!r}")
+                traceback.print_exc()
+            torch.cuda.empty_cache()
+        write(out, head, rows, failures)
+    return failures
 
 
 def main() -> None:
     """Measure everything."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("build/gpu_check"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results"))
     parser.add_argument(
         "--seconds", type=float, default=300.0, help="start nothing new after these"
     )
-    out = parser.parse_args().out
     options = parser.parse_args()
+    if not torch.cuda.is_available() or not adamas.cuda.is_available():
+        raise SystemExit(f"no GPU to measure: {adamas.cuda.why_unavailable() or 'torch has none'}")
     began = time.monotonic()
     bandwidth = copy_bandwidth()
     fused, every = ["torch fused"], list(PEERS)
@@ -290,20 +321,13 @@ def main() -> None:
         bench_submission,
         bench_offload,
     ]
-    rows: list[Row] = []
-    for job in jobs:
-        if time.monotonic() - began < options.seconds:
-            rows += job()
-            torch.cuda.empty_cache()
     head = (
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, adamas {adamas.__version__} "
         f"at {commit()}, copies at {bandwidth / 1e9:.0f} GB/s"
     )
-    text = f"{head}\n{table_of(rows)}"
-    print(text)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "gpu.txt").write_text(text + "\n")
-    (out / "gpu.json").write_text(json.dumps({"machine": head, "rows": rows}, indent=1))
+    failures = run(jobs, began + options.seconds, options.out, head)
+    print((options.out / "gpu.txt").read_text(), end="")
+    raise SystemExit(bool(failures))
 
 
 if __name__ == "__main__":

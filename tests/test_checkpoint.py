@@ -21,7 +21,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import adamas
-from adamas import checkpoint, optimizer
+from adamas import checkpoint, state_access
 from helpers import bits, check_refused, everything, run_python
 
 OPTIONS = {"learning_rate": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}
@@ -798,7 +798,7 @@ def test_many_may_save_and_load_one_file(path):
 
 
 def test_the_examples_of_the_docstrings():
-    for module in (checkpoint, optimizer):
+    for module in (checkpoint, state_access):
         result = doctest.testmod(module)
         assert result.failed == 0
         assert result.attempted > 10

@@ -152,7 +152,7 @@ def check_command(command):
     if words[0] == "make":
         assert words[1] in TARGETS, command
     elif words[:3] == ["python", "-m", "adamas"]:
-        options = {"--cmake-dir", "--include-dir", "--library"}
+        options = {"--cmake-dir", "--include-dir", "--library", "bench"}
         assert set(words[3:]) <= options, command
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file(), command

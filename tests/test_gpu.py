@@ -89,6 +89,48 @@ def test_steps_on_a_side_stream_wait_for_the_gradient():
     check([parameter], [weight])
 
 
+def test_sparse_steps_on_a_side_stream_wait_for_the_gradient():
+    table, values, rows = normal(1, 5000, 64), normal(2, 700, 64), np.arange(700) * 7
+    parameter, ready = tensor(table), tensor(values)
+    late, late_rows = torch.zeros_like(ready), torch.zeros(700, dtype=torch.int64, device="cuda")
+    ready_rows = tensor(rows)
+    opt = adamas.Adam([adamas.Parameter(parameter)], 0.01, use_lazy=True)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(ready)
+        late_rows.copy_(ready_rows)
+        opt((adamas.RowTensor(late_rows, late, table.shape),))
+        after = parameter.clone()
+        late.zero_()
+    cpu = adamas.Adam([adamas.Parameter(table)], 0.01, use_lazy=True)
+    cpu((adamas.RowTensor(rows, values, table.shape),))
+    torch.cuda.synchronize()
+    check([parameter, after], [table, table])
+
+
+def test_the_counter_and_the_state_wait_for_replays():
+    parameter, grad = torch.ones(1 << 20, device="cuda"), torch.ones(1 << 20, device="cuda")
+    opt = adamas.Adam([adamas.Parameter(parameter)], 0.01, capturable=True)
+    opt((grad,))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        opt((grad,))
+    cpu = adamas.Adam([adamas.Parameter(np.ones(1 << 20, np.float32))], 0.01)
+    ones = np.ones(1 << 20, np.float32)
+    cpu((ones,))
+    for step in (2, 3):
+        torch.cuda._sleep(50_000_000)
+        graph.replay()
+        cpu((ones,))
+        if step == 2:
+            assert opt.global_step == step
+        else:
+            assert np.array_equal(opt.moment1[0].numpy(), cpu.moment1[0])
+
+
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.1, "skip_nonfinite": True}])
 def test_graphs(options):
     arrays = [normal(k, 1000 + k) for k in range(20)]

@@ -155,10 +155,12 @@ void register_device_array(py::module_& module) {
           py::arg("readonly"), py::arg("stream"), py::arg("owner"))
       .def_static("from_dlpack", &DeviceArray::from_dlpack, py::arg("capsule"), py::arg("stream"),
                   py::arg("owner"))
-      .def_static("current_stream_of",
-                  [](py::handle array) {
-                    return reinterpret_cast<std::uintptr_t>(DLExchange::current_stream_of(array));
-                  })
+      .def_static(
+          "current_stream_of",
+          [](py::handle array) {
+            return reinterpret_cast<std::uintptr_t>(DLExchange::current_stream_of(array));
+          },
+          py::arg("array"))
       .def_property_readonly(
           "shape", [](const DeviceArray& self) { return py::tuple(py::cast(self.shape())); })
       .def_property_readonly("ndim", [](const DeviceArray& self) { return self.shape().size(); })
@@ -178,13 +180,16 @@ void register_device_array(py::module_& module) {
              array.owner().attr("read_device")(self, host);
              return host;
            })
-      .def("assign", [](const py::object& self, const py::object& values) {
-        const auto& array = self.cast<const DeviceArray&>();
-        const py::module_ numpy = py::module_::import("numpy");
-        py::array host(array.type(), array.shape());
-        numpy.attr("copyto")(host, values);
-        array.owner().attr("write_device")(self, host);
-      });
+      .def(
+          "assign",
+          [](const py::object& self, const py::object& values) {
+            const auto& array = self.cast<const DeviceArray&>();
+            const py::module_ numpy = py::module_::import("numpy");
+            py::array host(array.type(), array.shape());
+            numpy.attr("copyto")(host, values);
+            array.owner().attr("write_device")(self, host);
+          },
+          py::arg("values"));
 }
 
 }  // namespace adamas::bindings

@@ -427,10 +427,18 @@ void register_optimizer(py::module_& module) {
       .def("begin_step", &PyOptimizer::begin_step, py::arg("rates"))
       .def("apply", &PyOptimizer::apply, py::arg("index"), py::arg("grad"),
            py::arg("stream") = py::none())
-      .def("read_device", [](const PyOptimizer& self, const DeviceArray& array,
-                             py::array host) { self.read_device(array.data(), host); })
-      .def("write_device", [](PyOptimizer& self, const DeviceArray& array,
-                              const py::array& host) { self.write_device(array.data(), host); })
+      .def(
+          "read_device",
+          [](const PyOptimizer& self, const DeviceArray& array, py::array host) {
+            self.read_device(array.data(), host);
+          },
+          py::arg("array"), py::arg("host"))
+      .def(
+          "write_device",
+          [](PyOptimizer& self, const DeviceArray& array, const py::array& host) {
+            self.write_device(array.data(), host);
+          },
+          py::arg("array"), py::arg("host"))
       .def("set_rates", &PyOptimizer::set_rates, py::arg("rates"), py::arg("stream"))
       .def("is_capturing", &PyOptimizer::is_capturing, py::arg("grads"), py::arg("stream"))
       .def("end_step", &PyOptimizer::end_step)

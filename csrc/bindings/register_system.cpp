@@ -33,8 +33,10 @@ void register_system(py::module_& module) {
   module.def("available_threads", &available_threads);
   module.def("cuda_unavailable_reason", &cuda_unavailable_reason);
   module.def("cuda_devices", &cuda_devices);
-  module.def("device_of",
-             [](std::uintptr_t data) { return device_of(reinterpret_cast<const void*>(data)); });
+  module.def(
+      "device_of",
+      [](std::uintptr_t data) { return device_of(reinterpret_cast<const void*>(data)); },
+      py::arg("data"));
   module.def(
       "load_cuda_library", [](const char* path) { raise_if_error(load_cuda_library(path)); },
       py::arg("path"));

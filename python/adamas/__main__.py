@@ -1,6 +1,7 @@
 """Say what was built, what this machine has and what will be used: ``python -m adamas``.
 
 ``python -m adamas --cmake-dir`` and its like say where the files for C and C++ are.
+``python -m adamas bench`` measures how fast a step is here.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from . import _core
+from . import _bench, _core
 
 _HERE = Path(__file__).resolve().parent
 # What of the package C and C++ need, by option; the library is named with its version.
@@ -64,7 +66,10 @@ def native_file(pattern: str) -> Path:
 
 
 def main() -> None:
-    """Print the report, or the path that was asked for."""
+    """Print the report, or the path that was asked for; or measure."""
+    if sys.argv[1:2] == ["bench"]:
+        _bench.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m adamas", description=__doc__)
     asked = parser.add_mutually_exclusive_group()
     for option, (pattern, text) in _NATIVE_FILES.items():
