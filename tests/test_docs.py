@@ -98,7 +98,7 @@ def test_the_python_blocks_of_a_page_are_a_program(page, tmp_path, monkeypatch, 
     "name", ["adam", "parameter", "schedules", "dynamic_lr", "loss_scale", "cuda"]
 )
 def test_the_examples_of_the_reference(name):
-    """Those of `optimizer` and `checkpoint` are run by test_checkpoint.py."""
+    """Those of `state_access` and `checkpoint` are run by test_checkpoint.py."""
     result = doctest.testmod(import_module(f"adamas.{name}"))
     assert result.failed == 0
     assert result.attempted > 0
