@@ -53,6 +53,13 @@ def test_every_block_is_of_a_language_that_is_checked():
         assert set(opened) <= set(CHECKED), page
 
 
+def test_no_line_of_code_is_wider_than_a_page():
+    for page in PAGES:
+        for code in blocks(page, "python", "cpp", "c"):
+            limit = 100 if page == "README.md" else 88
+            assert max(map(len, code.splitlines())) <= limit, page
+
+
 # Python
 
 
