@@ -136,10 +136,11 @@ class Adam(Optimizer):
         Whether a step whose gradients hold a NaN or an infinity changes nothing but
         `skipped_steps` and `last_step_skipped`.
     state_dtype : {None, "float32", "bfloat16", "int8"}, keyword only
-        How the moments of parameters other than float64 are stored; None means float32. "bfloat16"
-        halves them; "int8" keeps 8-bit floats with a scale for each block of 64 to 256 elements
-        (docs/NUMERICS.md). Both are rounded stochastically, so that small changes are not lost on
-        average. `moment1` and `moment2` are then read-only float32 copies.
+        How the moments are stored; None means in the type of the arithmetic. "bfloat16" halves
+        them; "int8" keeps 8-bit floats with a scale for each block of 64 to 256 elements
+        (docs/NUMERICS.md). Both refuse float64 parameters, and are rounded stochastically, so that
+        small changes are not lost on average. `moment1` and `moment2` are then read-only float32
+        copies.
     seed : int, default 0, keyword only
         Chooses the random bits of stochastic rounding. They depend on the seed, the step, the
         parameter's position and the element alone: a run can be repeated, with any threads.
