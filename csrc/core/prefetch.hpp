@@ -21,6 +21,7 @@ __attribute__((always_inline)) inline void prefetch_run(const void* data, std::i
   constexpr int kLocality = level == CacheLevel::first ? 3 : 2;
   const char* begin = static_cast<const char*>(data);
   const std::int64_t fetched = std::min(nbytes, kMaxBytes);
+  if (fetched == 0) return;  // there may be no memory at all
   for (std::int64_t k = 0; k < fetched; k += std::int64_t{kLine}) {
     __builtin_prefetch(begin + k, 0, kLocality);
   }
