@@ -90,7 +90,10 @@ def _from_dlpack(exporter: Any, owner: Any) -> _core.DeviceArray | None:
     """Have the producer make a stream wait for it, on which the step then waits."""
     if not hasattr(exporter, "__dlpack_device__"):
         return None
-    device_type, _ = exporter.__dlpack_device__()
+    try:
+        device_type, _ = exporter.__dlpack_device__()
+    except (ValueError, TypeError, BufferError):  # memory of no kind that DLPack knows, or none
+        return None
     if int(device_type) not in _CUDA_DEVICES:
         return None
     stream = _current_stream(exporter) or _DEFAULT_STREAM
