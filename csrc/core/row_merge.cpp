@@ -8,7 +8,7 @@ namespace {
 constexpr std::int64_t kSegment = 8192;   // entries per task of rounds 1 and 2
 constexpr std::int64_t kSmallest = 256;   // entries that are worth a partition
 constexpr std::int64_t kLargest = 65536;  // entries whose rows still fit the second-level cache
-constexpr std::int64_t kPerThread = 4;    // partitions
+constexpr std::int64_t kPerThread = 8;    // partitions
 constexpr std::int64_t kMaxPartitions = 1024;
 constexpr std::uint32_t kEmpty = ~std::uint32_t{0};
 
@@ -68,7 +68,8 @@ std::uint32_t& RowMerge::start(std::int64_t segment, std::int64_t partition) {
 
 // Rows are read from the caller's memory once, here: it might change under a later round.
 void RowMerge::count(std::int64_t segment) noexcept {
-  std::uint32_t* counts = &start(segment, 0);
+  std::uint32_t counts[kMaxPartitions];  // starts_ has lines that threads share
+  std::fill_n(counts, partitions_, 0);
   const std::int64_t last = std::min((segment + 1) * kSegment, indices_.count);
   for (std::int64_t entry = segment * kSegment; entry < last; ++entry) {
     const std::int64_t row = indices_.is_int64
@@ -81,6 +82,7 @@ void RowMerge::count(std::int64_t segment) noexcept {
     checked_rows_[static_cast<std::size_t>(entry)] = row;
     ++counts[partition_of(row)];
   }
+  std::copy_n(counts, partitions_, &start(segment, 0));
 }
 
 bool RowMerge::finish_count() noexcept {
@@ -99,7 +101,8 @@ bool RowMerge::finish_count() noexcept {
 }
 
 void RowMerge::scatter(std::int64_t segment) noexcept {
-  std::uint32_t* positions = &start(segment, 0);
+  std::uint32_t positions[kMaxPartitions];
+  std::copy_n(&start(segment, 0), partitions_, positions);
   const std::int64_t last = std::min((segment + 1) * kSegment, indices_.count);
   for (std::int64_t entry = segment * kSegment; entry < last; ++entry) {
     const std::int64_t row = checked_rows_[static_cast<std::size_t>(entry)];
@@ -118,18 +121,18 @@ void RowMerge::unite(std::int64_t partition) noexcept {
   std::uint32_t listed = 0;
   for (std::uint32_t k = begin; k < end; ++k) {
     Entry& entry = entries_[k];
-    next_[entry.index] = kEnd;
+    next_[k] = kEnd;
     std::uint32_t slot = hash(entry.row) & mask;
     while (slots[slot] != kEmpty && rows[slots[slot]].row != entry.row) slot = (slot + 1) & mask;
     if (slots[slot] == kEmpty) {
       slots[slot] = listed;
       entry.listed = listed;
-      rows[listed++] = {entry.row, entry.index, entry.index};
+      rows[listed++] = {entry.row, k, k};
     } else {
       entry.listed = slots[slot];
       ListedRow& row = rows[entry.listed];
-      next_[row.last] = entry.index;
-      row.last = entry.index;
+      next_[row.last] = k;
+      row.last = k;
     }
   }
   partition_rows_[p] = listed;

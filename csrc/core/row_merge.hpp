@@ -13,7 +13,7 @@
 
 namespace adamas::core {
 
-// A listed row and its entries: first, then next(first), and so on to kEnd.
+// A listed row and the places of its entries: first, then next(first), and so on to kEnd.
 struct ListedRow {
   std::int64_t row;
   std::uint32_t first;
@@ -51,13 +51,15 @@ class RowMerge {
   // Round 3, for each partition: unites the entries of equal rows.
   void unite(std::int64_t partition) noexcept;
 
-  // After round 3: the listed rows of a partition.
+  // After round 3: the listed rows of a partition, and the place after another of the same row.
   const ListedRow* begin(std::int64_t partition) const;
   const ListedRow* end(std::int64_t partition) const;
+  std::uint32_t next(std::uint32_t place) const { return next_[place]; }
 
-  // After round 2: the entries of a partition, in order.
+  // After round 2: the entries of a partition, in order, and which one is at a place.
   const Entry* entries_begin(std::int64_t partition) const;
   const Entry* entries_end(std::int64_t partition) const;
+  std::uint32_t index(std::uint32_t place) const { return entries_[place].index; }
 
   // The number of entries in the partitions before.
   std::uint32_t partition_start(std::int64_t partition) const {
@@ -66,8 +68,6 @@ class RowMerge {
 
   // If `sorted`: the partition that would list a row.
   std::int64_t range_partition(std::int64_t row) const { return row >> range_shift_; }
-
-  std::uint32_t next(std::uint32_t entry) const { return next_[entry]; }
 
  private:
   std::size_t partition_of(std::int64_t row) const;
@@ -87,7 +87,7 @@ class RowMerge {
   std::vector<Entry> entries_;                   // by partition
   std::vector<std::uint32_t> slots_;             // the hash tables of all partitions
   std::vector<ListedRow> rows_;                  // by partition
-  std::vector<std::uint32_t> next_;              // by entry
+  std::vector<std::uint32_t> next_;              // by place, so that no two threads share a line
 };
 
 // Walks the listed rows of a sorted merge, from a row on.

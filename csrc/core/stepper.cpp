@@ -17,8 +17,9 @@ static_assert(rules::kEntryLimit == RowMerge::kEnd);
 // Where the rows of a table, of its moments and of a sparse gradient lie.
 class RowMemory {
  public:
-  RowMemory(const Tensor& tensor, const Gradient& grad)
-      : param_(tensor.data()),
+  RowMemory(const Tensor& tensor, const Gradient& grad, const RowMerge& merge)
+      : merge_(merge),
+        param_(tensor.data()),
         moment1_(tensor.state(StateKind::moment1)),
         moment2_(tensor.state(StateKind::moment2)),
         grads_(static_cast<const char*>(grad.values)),
@@ -26,17 +27,20 @@ class RowMemory {
         moment_nbytes_(tensor.row_length * tensor.moment_nbytes()),
         grad_nbytes_(tensor.row_length * static_cast<std::int64_t>(item_size(grad.dtype))) {}
 
-  const char* grad(std::uint32_t entry) const { return grads_ + entry * grad_nbytes_; }
+  const char* first_grad(const ListedRow& listed) const {
+    return grads_ + merge_.index(listed.first) * grad_nbytes_;
+  }
 
   template <CacheLevel level>
   __attribute__((always_inline)) void prefetch(const ListedRow& listed) const {
     prefetch_run<level>(param_ + listed.row * param_nbytes_, param_nbytes_);
     prefetch_run<level>(moment1_ + listed.row * moment_nbytes_, moment_nbytes_);
     prefetch_run<level>(moment2_ + listed.row * moment_nbytes_, moment_nbytes_);
-    prefetch_run<level>(grad(listed.first), grad_nbytes_);
+    prefetch_run<level>(first_grad(listed), grad_nbytes_);
   }
 
  private:
+  const RowMerge& merge_;
   const char* param_;
   const char* moment1_;
   const char* moment2_;
@@ -98,8 +102,9 @@ const Scaling& Stepper::row_scaling(const Tensor& tensor, const RowMerge& merge,
     return folded.listed;
   }
   double entries = 0.0;
-  for (std::uint32_t entry = listed.first; entry != RowMerge::kEnd; entry = merge.next(entry))
+  for (std::uint32_t place = listed.first; place != RowMerge::kEnd; place = merge.next(place)) {
     ++entries;
+  }
   own = folded.listed;
   own.scalars.float32.decay = rules::decay_of_entries<float>(folded.weight_decay, factor_, entries);
   own.scalars.float64.decay =
@@ -364,7 +369,7 @@ void Stepper::update_partition(std::int64_t partition) noexcept {
   RowSums& sums = sparse_[current_]->sums;
   const bool has_sums = !united_ && sums.has();
   if (has_sums) sums.sum(*kernels_, merge, grad, partition);
-  const RowMemory memory(tensor, grad);
+  const RowMemory memory(tensor, grad, merge);
   const ListedRow* const rows = merge.begin(partition);
   const std::ptrdiff_t count = merge.end(partition) - rows;
   Scaling own;
@@ -374,7 +379,7 @@ void Stepper::update_partition(std::int64_t partition) noexcept {
     if (k < 0) continue;
     const ListedRow& listed = rows[k];
     const GradSource source =
-        listed.first == listed.last ? GradSource({memory.grad(listed.first), nullptr, grad.dtype})
+        listed.first == listed.last ? GradSource({memory.first_grad(listed), nullptr, grad.dtype})
         : has_sums ? GradSource({sums.of(&listed - merge.begin(0)), nullptr, tensor.real})
                    : GradSource(grad, merge, listed.first, tensor.row_length);
     const Run run{&tensor, listed.row * tensor.row_length, tensor.row_length, &source, 0};

@@ -79,21 +79,25 @@ cpu::StoredMoments stored_moments(const Tensor& tensor, std::int64_t begin) {
 }  // namespace
 
 bool GradSource::is_direct(DType real) const {
-  const bool summed = merge_ != nullptr && merge_->next(entry_) != RowMerge::kEnd;
+  const bool summed = merge_ != nullptr && merge_->next(place_) != RowMerge::kEnd;
   return values_ != nullptr && dtype_ == real && !summed;
 }
 
 const void* GradSource::fetch(const cpu::KernelTable& kernels, DType real, std::int64_t begin,
                               std::int64_t count, void* buffer) const {
   if (values_ == nullptr) return &kZeros;
-  const auto one = [&](std::uint32_t entry, void* target) -> const void* {
-    const char* values = at(values_, entry * row_length_ + begin, dtype_);
+  const auto values_of = [&](std::uint32_t place) {
+    const std::int64_t entry = merge_ == nullptr ? 0 : merge_->index(place);
+    return at(values_, entry * row_length_ + begin, dtype_);
+  };
+  const auto one = [&](std::uint32_t place, void* target) -> const void* {
+    const char* values = values_of(place);
     if (dtype_ == real) return values;
     kernels.load[cpu::half_index(dtype_)](values, static_cast<float*>(target), count);
     return target;
   };
-  const void* first = one(entry_, buffer);
-  if (merge_ == nullptr || merge_->next(entry_) == RowMerge::kEnd) return first;
+  const void* first = one(place_, buffer);
+  if (merge_ == nullptr || merge_->next(place_) == RowMerge::kEnd) return first;
 
   Buffer converted;
   if (first != buffer) {
@@ -102,18 +106,18 @@ const void* GradSource::fetch(const cpu::KernelTable& kernels, DType real, std::
   }
   // Entries of a row lie anywhere: ask for those a few places ahead.
   const auto nbytes = count * static_cast<std::int64_t>(item_size(dtype_));
-  std::uint32_t ahead = entry_;
+  std::uint32_t ahead = place_;
   const auto look_ahead = [&] {
     if (ahead == RowMerge::kEnd) return;
     ahead = merge_->next(ahead);
     if (ahead == RowMerge::kEnd) return;
-    prefetch_run(at(values_, ahead * row_length_ + begin, dtype_), nbytes);
+    prefetch_run(values_of(ahead), nbytes);
   };
   for (int i = 0; i < kEntriesAhead; ++i) look_ahead();
-  for (std::uint32_t entry = merge_->next(entry_); entry != RowMerge::kEnd;
-       entry = merge_->next(entry)) {
+  for (std::uint32_t place = merge_->next(place_); place != RowMerge::kEnd;
+       place = merge_->next(place)) {
     look_ahead();
-    kernels.add[cpu::real_index(real)](buffer, one(entry, &converted), count);
+    kernels.add[cpu::real_index(real)](buffer, one(place, &converted), count);
   }
   return buffer;
 }

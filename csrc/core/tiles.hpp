@@ -24,13 +24,13 @@ class GradSource {
   explicit GradSource(const Gradient& grad) : values_(grad.values), dtype_(grad.dtype) {}
 
   // One listed row: the sum of its entries, in their order.
-  GradSource(const Gradient& grad, const RowMerge& merge, std::uint32_t entry,
+  GradSource(const Gradient& grad, const RowMerge& merge, std::uint32_t place,
              std::int64_t row_length)
       : values_(grad.values),
         dtype_(grad.dtype),
         row_length_(row_length),
         merge_(&merge),
-        entry_(entry) {}
+        place_(place) {}
 
   // Whether fetch() of any length needs no buffer.
   bool is_direct(DType real) const;
@@ -45,7 +45,7 @@ class GradSource {
   DType dtype_ = DType::float32;
   std::int64_t row_length_ = 0;
   const RowMerge* merge_ = nullptr;
-  std::uint32_t entry_ = 0;
+  std::uint32_t place_ = 0;
 };
 
 // Elements [begin, begin + count) of a tensor, with the gradient from `source_begin` on.

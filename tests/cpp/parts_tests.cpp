@@ -53,8 +53,8 @@ bool merge_rows(RowMerge& merge, const RowIndices& indices, std::int64_t table_r
 
 std::vector<std::uint32_t> entries_of(const RowMerge& merge, const ListedRow& listed) {
   std::vector<std::uint32_t> entries;
-  for (std::uint32_t entry = listed.first; entry != RowMerge::kEnd; entry = merge.next(entry)) {
-    entries.push_back(entry);
+  for (std::uint32_t place = listed.first; place != RowMerge::kEnd; place = merge.next(place)) {
+    entries.push_back(merge.index(place));
   }
   return entries;
 }
