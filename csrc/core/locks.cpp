@@ -69,21 +69,20 @@ class Overlaps {
 
 }  // namespace
 
-void ParameterLocks::prepare(const std::vector<Tensor>& tensors) {
+void ParameterLocks::prepare(const std::vector<Range>& ranges) {
   Registry& all = registry();
   const std::lock_guard<std::mutex> guard(all.mutex);
   const Overlaps overlaps(all.living());
   alive_ = std::make_shared<const bool>(true);
-  of_.resize(tensors.size());
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    const Range range = range_of(tensors[i].spec.data, tensors[i].nbytes);
+  of_.resize(ranges.size());
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
     const auto take = [&](const std::shared_ptr<RangeLock>& lock) {
       owned_.push_back(lock);
       of_[i].push_back(lock.get());
     };
-    overlaps.with(range, take);
+    overlaps.with(ranges[i], take);
     auto own = std::make_shared<RangeLock>();
-    own->range = range;
+    own->range = ranges[i];
     own->id = all.next_id++;
     all.list.push_back({alive_, own});
     take(own);

@@ -28,8 +28,8 @@ struct RangeLock {
 
 class ParameterLocks {
  public:
-  // Registers the memory of all tensors.  Throws std::bad_alloc.
-  void prepare(const std::vector<Tensor>& tensors);
+  // Registers the memory of the parameters, wherever it is.  Throws std::bad_alloc.
+  void prepare(const std::vector<Range>& ranges);
 
   // Holds the locks of one parameter, or of all, while it lives.
   class Guard {

@@ -35,9 +35,11 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
   if (Status status = storage.prepare(config, placed, allocate); !status.ok()) return status;
   if (Status status = core::check_scales(storage); !status.ok()) return status;
   if (config.use_locking) {
-    std::vector<core::Tensor> tensors = storage.tensors();
-    for (std::size_t i = 0; i < tensors.size(); ++i) tensors[i].spec.data = parameters[i].data;
-    locks.prepare(tensors);
+    std::vector<core::Range> ranges;
+    for (std::size_t i = 0; i < parameters.size; ++i) {
+      ranges.push_back(core::range_of(parameters[i].data, storage.tensors()[i].nbytes));
+    }
+    locks.prepare(ranges);
   }
   applied.resize(parameters.size);
   accepted.resize(parameters.size);

@@ -132,11 +132,13 @@ Status Optimizer::save(Span<const ArrayCopy> to, Counters* counters) const noexc
   for (const ArrayCopy& copy : to) {
     if (Status status = impl.copy_out(copy); !status.ok()) return status;
   }
-  *counters = {impl.global_step.load(), impl.skipped_steps.load(), impl.config.loss_scale,
-               impl.last_grad_norm.load(), impl.last_step_skipped.load()};
-  if (!impl.device_decides()) return {};
+  if (!impl.device_decides()) {
+    *counters = {impl.global_step.load(), impl.skipped_steps.load(), impl.config.loss_scale,
+                 impl.last_grad_norm.load(), impl.last_step_skipped.load()};
+    return {};
+  }
   cuda::Control control{};
-  Status status = impl.device_stepper->outcome(&control);
+  const Status status = impl.device_stepper->outcome(&control);
   *counters = {control.step, control.skipped_steps, impl.config.loss_scale, control.last_grad_norm,
                control.last_step_skipped != 0};
   return status;

@@ -132,8 +132,6 @@ struct Scales {
   std::uint32_t moment2;
 };
 
-std::uint32_t magnitude_of(float value) { return rules::bits_of(value) & 0x7fffffffU; }
-
 // Updates a block but leaves its moments decoded; returns the scales that they ask for.
 template <unsigned variant>
 Scales update_block(const DenseSpan& block, const StepScalars& step_scalars, double row_mean,
@@ -158,8 +156,10 @@ Scales update_block(const DenseSpan& block, const StepScalars& step_scalars, dou
     update_element<variant>(param[i], grad[i], m, v, vhat + i, mean, scalars);
     moment1[i] = m;
     moment2[i] = v;
-    largest1 = magnitude_of(m) > largest1 ? magnitude_of(m) : largest1;
-    largest2 = magnitude_of(v) > largest2 ? magnitude_of(v) : largest2;
+    const std::uint32_t magnitude1 = rules::magnitude_bits(m);
+    const std::uint32_t magnitude2 = rules::magnitude_bits(v);
+    largest1 = magnitude1 > largest1 ? magnitude1 : largest1;
+    largest2 = magnitude2 > largest2 ? magnitude2 : largest2;
   }
   return {rules::scale_exponent(largest1), rules::scale_exponent(largest2)};
 }
@@ -183,8 +183,8 @@ void encode_block(const BlockMoments& moments, const Scales& scales, std::uint32
   }
   // Without a scale: the bits of a NaN are not the same everywhere.
   const auto bytes = static_cast<std::size_t>(count);
-  if (scales.moment1 == 255U) __builtin_memset(codes1, 0, bytes);
-  if (scales.moment2 == 255U) __builtin_memset(codes2, 0, bytes);
+  if (scales.moment1 == rules::kNoScale) __builtin_memset(codes1, 0, bytes);
+  if (scales.moment2 == rules::kNoScale) __builtin_memset(codes2, 0, bytes);
 }
 
 // The part of a run, from `begin` on, that shares a scale.

@@ -123,8 +123,8 @@ ADAMAS_DEVICE void update_piece(const StepArgs& step, const TensorEntry& tensor,
       update_element(tensor, i, piece, grad, &moment1, &moment2);
       buffer.moment1[k] = moment1;
       buffer.moment2[k] = moment2;
-      const std::uint32_t magnitude1 = rules::bits_of(moment1) & 0x7fffffffU;
-      const std::uint32_t magnitude2 = rules::bits_of(moment2) & 0x7fffffffU;
+      const std::uint32_t magnitude1 = rules::magnitude_bits(moment1);
+      const std::uint32_t magnitude2 = rules::magnitude_bits(moment2);
       largest1 = magnitude1 > largest1 ? magnitude1 : largest1;
       largest2 = magnitude2 > largest2 ? magnitude2 : largest2;
     }
@@ -139,7 +139,7 @@ ADAMAS_DEVICE void update_piece(const StepArgs& step, const TensorEntry& tensor,
 template <class Real>
 ADAMAS_DEVICE void store_piece(const StepArgs& step, const TensorEntry& tensor,
                                const Piece<Real>& piece, int lane, const Moments& buffer) {
-  if (tensor.format != StateFormat::int8 || piece.count == 0) return;
+  if (piece.count == 0) return;
   std::uint32_t largest1 = 0;
   std::uint32_t largest2 = 0;
   for (int k = 0; k < kWarp; ++k) {
@@ -164,39 +164,50 @@ ADAMAS_DEVICE void store_piece(const StepArgs& step, const TensorEntry& tensor,
     const std::uint32_t code2 =
         rules::encode_moment2(buffer.moment2[k], up2, rules::random20_of_moment2(random));
     // Without a scale 0: the bits of a NaN are not the same everywhere.
-    stored1[k] = static_cast<std::uint8_t>(scale1 == 255U ? 0U : code1);
-    stored2[k] = static_cast<std::uint8_t>(scale2 == 255U ? 0U : code2);
+    stored1[k] = static_cast<std::uint8_t>(scale1 == rules::kNoScale ? 0U : code1);
+    stored2[k] = static_cast<std::uint8_t>(scale2 == rules::kNoScale ? 0U : code2);
   }
+}
+
+// What the threads of a block share, a warp for each piece.
+struct Warps {
+  static constexpr int kCount = 4;
+  static constexpr int kThreads = kCount * kWarp;
+  Moments moments[kCount];
+};
+
+// Updates as many pieces as there are warps; make_piece(warp) says which.
+template <class MakePiece>
+ADAMAS_DEVICE void run_pieces(const StepArgs& step, const TensorEntry& tensor, Cta cta,
+                              Warps& shared, const MakePiece& make_piece) {
+  cta.each([&](int thread) {
+    const int warp = thread / kWarp;
+    update_piece(step, tensor, make_piece(warp), thread % kWarp, shared.moments[warp]);
+  });
+  if (tensor.format != StateFormat::int8) return;
+  cta.sync();
+  cta.each([&](int thread) {
+    const int warp = thread / kWarp;
+    store_piece(step, tensor, make_piece(warp), thread % kWarp, shared.moments[warp]);
+  });
+  cta.sync();
 }
 
 // Rows of one parameter.
 template <class Real>
 struct Table {
   using Args = TableArgs;
-  static constexpr int kWarps = 4;
-  static constexpr int kThreads = kWarps * kWarp;
-  struct Shared {
-    Moments moments[kWarps];
-  };
+  using Shared = Warps;
+  static constexpr int kThreads = Warps::kThreads;
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
     if (!goes(args.step.control)) return;
     const TensorEntry& tensor = args.step.tensors[args.tensor];
     const std::int64_t pieces = args.units * args.pieces_per_row;
-    for (std::int64_t k = cta.block() * kWarps; k < pieces; k += cta.blocks() * kWarps) {
-      cta.each([&](int thread) {
-        const int warp = thread / kWarp;
-        const Piece<Real> piece = make_piece(args, tensor, k + warp, pieces);
-        update_piece(args.step, tensor, piece, thread % kWarp, shared.moments[warp]);
-      });
-      if (tensor.format != StateFormat::int8) continue;
-      cta.sync();
-      cta.each([&](int thread) {
-        const int warp = thread / kWarp;
-        const Piece<Real> piece = make_piece(args, tensor, k + warp, pieces);
-        store_piece(args.step, tensor, piece, thread % kWarp, shared.moments[warp]);
-      });
-      cta.sync();
+    for (std::int64_t k = cta.block() * Warps::kCount; k < pieces;
+         k += cta.blocks() * Warps::kCount) {
+      run_pieces(args.step, tensor, cta, shared,
+                 [&](int warp) { return make_piece(args, tensor, k + warp, pieces); });
     }
   }
 
@@ -281,32 +292,18 @@ struct Table {
 // Chunks of parameters with dense gradients and moments in 8 bits.
 struct DenseInt8 {
   using Args = DenseArgs;
-  static constexpr int kWarps = 4;
-  static constexpr int kThreads = kWarps * kWarp;
-  struct Shared {
-    Moments moments[kWarps];
-  };
+  using Shared = Warps;
+  static constexpr int kThreads = Warps::kThreads;
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
     if (!goes(args.step.control)) return;
     for (std::int64_t k = cta.block(); k < args.count; k += cta.blocks()) {
       const Chunk chunk = args.chunks[k];
       const TensorEntry& tensor = args.step.tensors[chunk.tensor];
-      for (std::int64_t done = 0; done < chunk.count; done += kWarps * tensor.scale_block) {
-        cta.each([&](int thread) {
-          const int warp = thread / kWarp;
-          const Piece<float> piece =
-              make_piece(args, chunk, tensor, done + warp * tensor.scale_block);
-          update_piece(args.step, tensor, piece, thread % kWarp, shared.moments[warp]);
+      for (std::int64_t done = 0; done < chunk.count; done += Warps::kCount * tensor.scale_block) {
+        run_pieces(args.step, tensor, cta, shared, [&](int warp) {
+          return make_piece(args, chunk, tensor, done + warp * tensor.scale_block);
         });
-        cta.sync();
-        cta.each([&](int thread) {
-          const int warp = thread / kWarp;
-          const Piece<float> piece =
-              make_piece(args, chunk, tensor, done + warp * tensor.scale_block);
-          store_piece(args.step, tensor, piece, thread % kWarp, shared.moments[warp]);
-        });
-        cta.sync();
       }
     }
   }

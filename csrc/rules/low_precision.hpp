@@ -64,12 +64,16 @@ ADAMAS_RULE std::uint32_t random16_of_moment2(std::uint32_t random) { return ran
 ADAMAS_RULE std::uint32_t random20_of_moment1(std::uint32_t random) { return random >> 12; }
 ADAMAS_RULE std::uint32_t random20_of_moment2(std::uint32_t random) { return random & 0xfffffU; }
 
+// Magnitudes compare as their bits do; those of NaN are the largest.
+ADAMAS_RULE std::uint32_t magnitude_bits(float value) { return bits_of(value) & 0x7fffffffU; }
+
 // The biased exponent of the scale of a block whose largest magnitude has these bits: from 33 on,
-// so that all factors below are normal numbers; 255 for what is not finite or too large for a
-// scale.
+// so that all factors below are normal numbers; kNoScale for what is not finite or too large.
+constexpr std::uint32_t kNoScale = 255U;
+
 ADAMAS_RULE std::uint32_t scale_exponent(std::uint32_t largest) {
   const std::uint32_t exponent = (largest >> 23) + ((largest & 0x7fffffU) > 0x600000U ? 1U : 0U);
-  return exponent > 255U ? 255U : exponent < 33U ? 33U : exponent;
+  return exponent > kNoScale ? kNoScale : exponent < 33U ? 33U : exponent;
 }
 
 // Codes are bits 20 to 27 of a float32: of the magnitude times `up`, with which c becomes 2,
@@ -84,7 +88,7 @@ struct Moment2 {
   static constexpr std::uint32_t kOffset = 31;
 };
 
-// The factors for the biased exponent of a scale that is not 255.
+// The factors for the biased exponent of a scale; without one, codes decode to NaN.
 template <class Moment>
 ADAMAS_RULE float up_factor(std::uint32_t scale) {
   return float_of((255U + Moment::kOffset - scale) << 23);
@@ -92,7 +96,7 @@ ADAMAS_RULE float up_factor(std::uint32_t scale) {
 
 template <class Moment>
 ADAMAS_RULE float down_factor(std::uint32_t scale) {
-  return scale == 255U ? float_of(0x7fc00000U) : float_of((scale - 1U - Moment::kOffset) << 23);
+  return scale == kNoScale ? float_of(0x7fc00000U) : float_of((scale - 1U - Moment::kOffset) << 23);
 }
 
 // Stored numbers are bytes; here they have 32 bits, which loops over float32 ask for, and what lies
@@ -112,7 +116,7 @@ ADAMAS_RULE float decode_moment1(std::uint32_t stored, float down) {
 
 ADAMAS_RULE std::uint32_t encode_moment1(float value, float up, std::uint32_t random20) {
   const std::uint32_t bits = bits_of(value);
-  const std::uint32_t code = encode_magnitude(float_of(bits & 0x7fffffffU), up, random20);
+  const std::uint32_t code = encode_magnitude(float_of(magnitude_bits(value)), up, random20);
   return (code & ~0x80U) | ((bits >> 24) & 0x80U);
 }
 

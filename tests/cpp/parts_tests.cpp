@@ -151,17 +151,14 @@ void check_random_merge(RowMerge& merge, std::mt19937_64& random) {
 
 // One optimizer's locks on ranges of one array.
 struct Holder {
-  std::vector<core::Tensor> tensors;
+  std::vector<core::Range> ranges;
   core::ParameterLocks locks;
 
   Holder(char* base, const std::vector<core::Range>& offsets) {
     for (const core::Range& offset : offsets) {
-      core::Tensor tensor{};
-      tensor.spec.data = base + offset.begin;
-      tensor.nbytes = offset.end - offset.begin;
-      tensors.push_back(tensor);
+      ranges.push_back(core::range_of(base + offset.begin, offset.end - offset.begin));
     }
-    locks.prepare(tensors);
+    locks.prepare(ranges);
   }
 };
 
@@ -174,10 +171,8 @@ std::unique_ptr<Holder> random_holder(char* base, std::mt19937_64& random) {
   return std::make_unique<Holder>(base, ranges);
 }
 
-bool overlap(const core::Tensor& a, const core::Tensor& b) {
-  const core::Range x = core::range_of(a.spec.data, a.nbytes);
-  const core::Range y = core::range_of(b.spec.data, b.nbytes);
-  return x.begin < y.end && y.begin < x.end;
+bool overlap(const core::Range& a, const core::Range& b) {
+  return a.begin < b.end && b.begin < a.end;
 }
 
 bool share_a_lock(const std::vector<core::RangeLock*>& a, const std::vector<core::RangeLock*>& b) {
@@ -185,9 +180,9 @@ bool share_a_lock(const std::vector<core::RangeLock*>& a, const std::vector<core
 }
 
 void check_pair(const Holder& a, const Holder& b) {
-  for (std::size_t i = 0; i < a.tensors.size(); ++i) {
-    for (std::size_t k = 0; k < b.tensors.size(); ++k) {
-      if (!overlap(a.tensors[i], b.tensors[k])) continue;
+  for (std::size_t i = 0; i < a.ranges.size(); ++i) {
+    for (std::size_t k = 0; k < b.ranges.size(); ++k) {
+      if (!overlap(a.ranges[i], b.ranges[k])) continue;
       CHECK(share_a_lock(a.locks.of(i), b.locks.of(k)));
       CHECK(share_a_lock(a.locks.all(), b.locks.of(k)));
       CHECK(share_a_lock(a.locks.all(), b.locks.all()));
@@ -347,7 +342,7 @@ void locks_come_in_one_order() {
     for (const auto& holder : holders) {
       if (!holder) continue;
       check_order(holder->locks.all());
-      for (std::size_t i = 0; i < holder->tensors.size(); ++i) check_order(holder->locks.of(i));
+      for (std::size_t i = 0; i < holder->ranges.size(); ++i) check_order(holder->locks.of(i));
     }
   });
 }
