@@ -590,6 +590,48 @@ def test_a_forked_child_can_step():
     assert (done.returncode, done.stdout, done.stderr) == (0, "True 0\n", "")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("use_locking", [False, True])
+def test_a_child_forked_beside_steps_inherits_whole_ones(use_locking):
+    # All elements are alike, so a step that was only half done shows.
+    script = f"""
+    params = [adamas.Parameter(np.zeros(500_000, np.float32))]
+    optimizer = adamas.Adam(params, 0.125, num_threads=2, use_locking={use_locking})
+    grads = (np.ones(500_000, np.float32),)
+    stop = threading.Event()
+
+    def train():
+        while not stop.is_set():
+            optimizer(grads)
+
+    def in_child():
+        signal.alarm(60)  # a child that waits for a thread it has not ends as a failure
+        for _ in range(2):
+            arrays = [params[0].data, *optimizer.moment1, *optimizer.moment2]
+            if not all((array == array[0]).all() for array in arrays):
+                return 1
+            optimizer(grads)
+        return 0
+
+    threads = [threading.Thread(target=train) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    codes = set()
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            os._exit(in_child())
+        codes.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    print(codes)
+    """
+    source = "import os, signal, threading\nimport numpy as np\nimport adamas\n"
+    done = run_python("-W", "ignore::DeprecationWarning", "-c", source + textwrap.dedent(script))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{0}\n", "")
+
+
 def test_nothing_is_printed():
     done = run_python("-W", "error", "-c", textwrap.dedent(TRAIN))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -19,7 +19,7 @@ Status Optimizer::Impl::update_on_device(const core::Selection& selection, Span<
 
 // Zeros if the device fails, which the next step reports.
 cuda::Control Optimizer::Impl::outcome() const noexcept {
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<core::CallMutex> lock(mutex);
   cuda::Control control{};
   static_cast<void>(device_stepper->outcome(&control));
   return control;

@@ -126,6 +126,7 @@ Status Optimizer::Impl::apply(std::size_t i, const Gradient& grad,
 
 Status Optimizer::create(const AdamConfig& config, Span<const ParameterSpec> parameters,
                          std::unique_ptr<Optimizer>* optimizer, Span<void* const> after) noexcept {
+  const core::NoFork no_fork;  // the locks of use_locking are listed under a mutex
   try {
     if (Status status = check(config); !status.ok()) return status;
     auto impl = std::make_unique<Impl>();
@@ -142,7 +143,7 @@ Optimizer::~Optimizer() = default;
 
 Status Optimizer::step(Span<const Gradient> grads, Span<const Rates> rates,
                        const Queueing& queueing) noexcept {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   const core::ParameterLocks::Guard guard(impl_->locks.all());
   if (impl_->offload) return impl_->step_offloaded(grads, rates, queueing);
   return impl_->step(grads, rates, queueing);
@@ -150,7 +151,7 @@ Status Optimizer::step(Span<const Gradient> grads, Span<const Rates> rates,
 
 Status Optimizer::begin_step(Span<const Rates> rates) noexcept {
   Impl& impl = *impl_;
-  const std::lock_guard<std::mutex> lock(impl.mutex);
+  const std::lock_guard<core::CallMutex> lock(impl.mutex);
   if (Status status = impl.check_closed(); !status.ok()) return status;
   if (impl.measures()) {
     return {StatusCode::bad_state,
@@ -169,7 +170,7 @@ Status Optimizer::begin_step(Span<const Rates> rates) noexcept {
 
 Status Optimizer::apply(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept {
   Impl& impl = *impl_;
-  const std::lock_guard<std::mutex> lock(impl.mutex);
+  const std::lock_guard<core::CallMutex> lock(impl.mutex);
   if (!impl.open) return {StatusCode::bad_state, "no step is open: call begin_step first"};
   const auto index = static_cast<std::int64_t>(i);
   if (i >= impl.applied.size()) return bad("there is no such parameter", index);
@@ -181,7 +182,7 @@ Status Optimizer::apply(std::size_t i, const Gradient& grad, const Queueing& que
 
 Status Optimizer::end_step() noexcept {
   Impl& impl = *impl_;
-  const std::lock_guard<std::mutex> lock(impl.mutex);
+  const std::lock_guard<core::CallMutex> lock(impl.mutex);
   if (!impl.open) return {StatusCode::bad_state, "no step is open: call begin_step first"};
   const auto missing = std::find(impl.applied.begin(), impl.applied.end(), char{0});
   if (missing != impl.applied.end()) {
@@ -194,19 +195,19 @@ Status Optimizer::end_step() noexcept {
 }
 
 Status Optimizer::cancel_step() noexcept {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   if (!impl_->open) return {StatusCode::bad_state, "no step is open: call begin_step first"};
   impl_->open = false;
   return {};
 }
 
 double Optimizer::loss_scale() const noexcept {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   return impl_->config.loss_scale;
 }
 
 Status Optimizer::set_loss_scale(double loss_scale) noexcept {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   if (impl_->open) return {StatusCode::bad_state, kOpen};
   AdamConfig changed = impl_->config;
   changed.loss_scale = loss_scale;
@@ -236,7 +237,7 @@ std::int64_t Optimizer::global_step() const noexcept {
 Status Optimizer::set_global_step(std::int64_t step) noexcept {
   Impl& impl = *impl_;
   if (step < 0 || step > core::kMaxStep) return bad("global_step must be in [0, 2^62]");
-  const std::lock_guard<std::mutex> lock(impl.mutex);
+  const std::lock_guard<core::CallMutex> lock(impl.mutex);
   if (impl.open) return {StatusCode::bad_state, kOpen};
   const std::int64_t moved = step - impl.global_step.load();
   if (impl.device_stepper) {
@@ -267,7 +268,7 @@ std::int64_t Optimizer::scale_block(std::size_t i) const noexcept {
 std::size_t Optimizer::state_nbytes() const noexcept { return impl_->storage.state_nbytes(); }
 
 Status Optimizer::set_rates(Span<const Rates> rates, void* stream) noexcept {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   if (Status status = check(rates, impl_->rates_count); !status.ok()) return status;
   if (!impl_->device_decides()) return {StatusCode::bad_state, "the optimizer is not capturable"};
   return impl_->device_stepper->set_rates(rates, impl_->config.loss_scale, stream);
@@ -283,13 +284,13 @@ std::int32_t Optimizer::device() const noexcept {
 }
 
 Status Optimizer::read_device(const void* device, void* host, std::size_t nbytes) const noexcept {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   if (!impl_->device_stepper) return bad("the parameters are not on a device");
   return impl_->device_stepper->read(device, host, nbytes);
 }
 
 Status Optimizer::write_device(void* device, const void* host, std::size_t nbytes) noexcept {
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   if (!impl_->device_stepper) return bad("the parameters are not on a device");
   return impl_->device_stepper->write(device, host, nbytes);
 }

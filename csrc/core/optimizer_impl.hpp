@@ -8,11 +8,11 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "adamas/optimizer.hpp"
 #include "core/checks.hpp"
+#include "core/fork.hpp"
 #include "core/locks.hpp"
 #include "core/stepper.hpp"
 #include "core/storage.hpp"
@@ -99,8 +99,8 @@ struct Optimizer::Impl {
   std::size_t rates_count = 0;
   std::vector<Accepted> accepted;  // by parameter
 
-  mutable std::mutex mutex;      // of one call at a time; taken before `locks`
-  rules::Squares squares1{0.0};  // of beta1
+  mutable core::CallMutex mutex;  // of one call at a time; taken before `locks`
+  rules::Squares squares1{0.0};   // of beta1
   rules::Squares squares2{0.0};
   RunningPowers powers;
   bool open = false;          // between begin_step and end_step

@@ -126,7 +126,7 @@ Status Optimizer::Impl::check_load(Span<const ArrayCopy> from,
 
 Status Optimizer::save(Span<const ArrayCopy> to, Counters* counters) const noexcept {
   const Impl& impl = *impl_;
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   const core::ParameterLocks::Guard guard(impl.locks.all());
   if (Status status = impl.check_copies(to); !status.ok()) return status;
   for (const ArrayCopy& copy : to) {
@@ -146,7 +146,7 @@ Status Optimizer::save(Span<const ArrayCopy> to, Counters* counters) const noexc
 
 Status Optimizer::load(Span<const ArrayCopy> from, const Counters& counters) noexcept {
   Impl& impl = *impl_;
-  const std::lock_guard<std::mutex> lock(impl.mutex);
+  const std::lock_guard<core::CallMutex> lock(impl.mutex);
   const core::ParameterLocks::Guard guard(impl.locks.all());
   if (Status status = impl.check_load(from, counters); !status.ok()) return status;
   for (const ArrayCopy& copy : from) {
@@ -170,7 +170,7 @@ Status Optimizer::decode_moment(StateKind kind, std::size_t i, float* values) co
   if (i >= tensors.size() || kind > StateKind::moment2) return bad("there is no such moment");
   const core::Tensor& tensor = tensors[i];
   if (tensor.format == StateFormat::real) return bad("the moment is stored as it is");
-  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   if (impl_->device_stepper) return decode(*impl_->device_stepper, tensor, kind, values);
   decode(tensor, kind, values);
   return {};

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from . import _core, groups, validation
 from .arrays import gradient
 from .device_arrays import stream_number
+from .fork import add_lock
 from .groups import Defaults, ParameterOptions
 from .parameter import Parameter
 from .rates import Rate, RateBook
@@ -37,9 +37,9 @@ class Optimizer(StateAccess):
         self._round_lr = config.numerics is _core.Numerics.mindspore
         # Around the schedules and the native call that belong together.
         self._is_locking = config.use_locking
-        self._lock: AbstractContextManager[object] = (
-            threading.Lock() if config.use_locking else nullcontext()
-        )
+        self._lock: AbstractContextManager[object] = nullcontext()
+        if config.use_locking:
+            add_lock(self)
         self._is_on_device = any(option.parameter.is_on_device for option in self._options)
         self._target = "GPU" if self._is_on_device and not use_offload else "CPU"
         self._worker: ThreadPoolExecutor | None = None

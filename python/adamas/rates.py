@@ -6,13 +6,14 @@ answers with a checked float, or raises without having changed anything.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
 
 from . import validation
+from .fork import add_lock
 from .schedules import LearningRateSchedule
 
 
@@ -52,7 +53,8 @@ class _Vector:
         self._name = name
         self._taken: list[Any] = []
         self._rest: Iterator[Any] = iter(values)
-        self._lock = threading.Lock()
+        self._lock: AbstractContextManager[object]
+        add_lock(self)
 
     def at(self, step: int, /) -> float:
         with self._lock:
