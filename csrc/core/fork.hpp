@@ -1,12 +1,12 @@
-// fork() waits until no thread is inside a call, so that a child inherits whole steps and open
-// mutexes.
+// fork() waits until no other thread is inside a call, so that a child inherits no half of one, and
+// no mutex that a thread it does not have keeps locked.
 #pragma once
 
 #include <mutex>
 
 namespace adamas::core {
 
-// While it lives, fork() waits in every other thread.  Not to be nested.
+// While it lives, fork() waits in every other thread.
 class NoFork {
  public:
   NoFork() noexcept { enter(); }
@@ -20,7 +20,7 @@ class NoFork {
   static void leave() noexcept;
 };
 
-// Of one call at a time.
+// A mutex that fork() waits for.
 class CallMutex {
  public:
   void lock() noexcept {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/fork.hpp"
+
 namespace adamas::core {
 namespace {
 
@@ -70,6 +72,7 @@ class Overlaps {
 }  // namespace
 
 void ParameterLocks::prepare(const std::vector<Range>& ranges) {
+  const NoFork no_fork;  // a child could never open the mutex
   Registry& all = registry();
   const std::lock_guard<std::mutex> guard(all.mutex);
   const Overlaps overlaps(all.living());

@@ -126,7 +126,6 @@ Status Optimizer::Impl::apply(std::size_t i, const Gradient& grad,
 
 Status Optimizer::create(const AdamConfig& config, Span<const ParameterSpec> parameters,
                          std::unique_ptr<Optimizer>* optimizer, Span<void* const> after) noexcept {
-  const core::NoFork no_fork;  // the locks of use_locking are listed under a mutex
   try {
     if (Status status = check(config); !status.ok()) return status;
     auto impl = std::make_unique<Impl>();

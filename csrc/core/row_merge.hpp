@@ -87,7 +87,7 @@ class RowMerge {
   std::vector<Entry> entries_;                   // by partition
   std::vector<std::uint32_t> slots_;             // the hash tables of all partitions
   std::vector<ListedRow> rows_;                  // by partition
-  std::vector<std::uint32_t> next_;              // by place, so that no two threads share a line
+  std::vector<std::uint32_t> next_;              // by place, so that threads write apart
 };
 
 // Walks the listed rows of a sorted merge, from a row on.

@@ -173,6 +173,9 @@ IdlePools& idle_pools() noexcept {
   return *std::launder(reinterpret_cast<IdlePools*>(idle_storage));
 }
 
+// When the library is loaded, and not inside a call, which core/fork.cpp says why.
+[[maybe_unused]] const IdlePools& loaded = idle_pools();
+
 }  // namespace
 
 ThreadPool* PoolLease::acquire(int threads) noexcept {

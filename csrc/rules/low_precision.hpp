@@ -64,13 +64,13 @@ ADAMAS_RULE std::uint32_t random16_of_moment2(std::uint32_t random) { return ran
 ADAMAS_RULE std::uint32_t random20_of_moment1(std::uint32_t random) { return random >> 12; }
 ADAMAS_RULE std::uint32_t random20_of_moment2(std::uint32_t random) { return random & 0xfffffU; }
 
+constexpr std::uint32_t kNoScale = 255U;
+
 // Magnitudes compare as their bits do; those of NaN are the largest.
 ADAMAS_RULE std::uint32_t magnitude_bits(float value) { return bits_of(value) & 0x7fffffffU; }
 
 // The biased exponent of the scale of a block whose largest magnitude has these bits: from 33 on,
 // so that all factors below are normal numbers; kNoScale for what is not finite or too large.
-constexpr std::uint32_t kNoScale = 255U;
-
 ADAMAS_RULE std::uint32_t scale_exponent(std::uint32_t largest) {
   const std::uint32_t exponent = (largest >> 23) + ((largest & 0x7fffffU) > 0x600000U ? 1U : 0U);
   return exponent > kNoScale ? kNoScale : exponent < 33U ? 33U : exponent;

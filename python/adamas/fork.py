@@ -19,8 +19,9 @@ _owners: weakref.WeakSet[_Owner] = weakref.WeakSet()
 def add_lock(owner: _Owner) -> None:
     """Give an object a lock as its ``_lock``, and a new one in the child of a fork.
 
-    The threads that held the old one are not in the child, and left nothing half done: the fork has
-    waited for the native calls that they were making.
+    The threads that held the old one are not in the child. The fork has waited for the native calls
+    that they were making; a generator that one of them was running says so in the child, as a
+    ValueError.
     """
     owner._lock = threading.Lock()
     _owners.add(owner)

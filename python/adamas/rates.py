@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,7 +38,6 @@ class _Constant:
 
 
 ZERO: Rate = _Constant(0.0)
-_END = object()
 
 
 class _Vector:
@@ -58,13 +58,10 @@ class _Vector:
 
     def at(self, step: int, /) -> float:
         with self._lock:
-            while len(self._taken) <= step:
-                value = next(self._rest, _END)
-                if value is _END:
-                    raise IndexError(
-                        f"{self._name} has {len(self._taken)} values, none for step {step}"
-                    )
-                self._taken.append(value)
+            # One call: a fork between taking a value and keeping it would lose it in the child.
+            self._taken.extend(islice(self._rest, max(0, step + 1 - len(self._taken))))
+        if len(self._taken) <= step:
+            raise IndexError(f"{self._name} has {len(self._taken)} values, none for step {step}")
         return _checked(f"{self._name}[{step}]", self._taken[step])
 
 

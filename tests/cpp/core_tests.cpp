@@ -32,6 +32,7 @@ constexpr Test kTests[] = {
     TEST(overlapping_ranges_share_a_lock),
     TEST(locks_come_in_one_order),
     TEST(locks_of_the_dead_are_dropped),
+    TEST(a_thread_may_fork_inside_its_own_call),
     TEST(plan_covers_everything_once),
     TEST(zeroed_block_is_aligned_and_zero),
     TEST(powers_from_squares_have_the_same_bits),

@@ -22,6 +22,7 @@ void row_merge_refuses_rows_outside();
 void overlapping_ranges_share_a_lock();
 void locks_come_in_one_order();
 void locks_of_the_dead_are_dropped();
+void a_thread_may_fork_inside_its_own_call();
 void plan_covers_everything_once();
 void zeroed_block_is_aligned_and_zero();
 void powers_from_squares_have_the_same_bits();

@@ -1,4 +1,7 @@
 // Tests of the parts of the core: merging rows, locks, the plan and the memory of the state.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -8,6 +11,7 @@
 #include <vector>
 
 #include "check.hpp"
+#include "core/fork.hpp"
 #include "core/locks.hpp"
 #include "core/memory.hpp"
 #include "core/plan.hpp"
@@ -63,7 +67,7 @@ void check_merge(const RowMerge& merge, const EntriesOfRow& wanted, bool sorted)
   std::size_t rows = 0;
   std::int64_t last_row = -1;
   for (std::int64_t p = 0; p < merge.partitions(); ++p) {
-    std::uint32_t last_entry = 0;
+    std::uint32_t last_place = 0;
     for (const ListedRow* listed = merge.begin(p); listed != merge.end(p); ++listed) {
       const auto found = wanted.find(listed->row);
       CHECK(found != wanted.end());
@@ -73,10 +77,10 @@ void check_merge(const RowMerge& merge, const EntriesOfRow& wanted, bool sorted)
         CHECK(merge.range_partition(listed->row) == p);
         CHECK(listed->row > last_row);
       } else {
-        CHECK(listed == merge.begin(p) || listed->first > last_entry);
+        CHECK(listed == merge.begin(p) || listed->first > last_place);
       }
       last_row = listed->row;
-      last_entry = listed->first;
+      last_place = listed->first;
     }
   }
   CHECK(rows == wanted.size());
@@ -355,6 +359,20 @@ void locks_of_the_dead_are_dropped() {
     holder = std::make_unique<Holder>(memory.data(), std::vector<core::Range>{{0, 8}});
   }
   CHECK(holder->locks.all().size() <= 2);
+}
+
+// A crash handler may fork inside a call; the calls of other threads it waits for.
+void a_thread_may_fork_inside_its_own_call() {
+  const core::NoFork call;
+  const core::NoFork inner;
+  const pid_t child = fork();
+  if (child == 0) {
+    const core::NoFork another;
+    _exit(0);
+  }
+  int status = -1;
+  CHECK(waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
 }
 
 void plan_covers_everything_once() {
