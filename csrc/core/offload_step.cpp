@@ -37,9 +37,7 @@ Status Optimizer::Impl::step_offloaded(Span<const Gradient> grads, Span<const Ra
       if (Status status = offload->send(i); !status.ok()) return offload->close(), status;
     }
   }
-  const Status status = offload->finish(queueing.stream, config.use_locking);
-  if (!status.ok()) offload->close();
-  return status;
+  return finish_offloaded({}, queueing);
 }
 
 // One parameter after the other, while the copies of others are under way.
@@ -69,10 +67,14 @@ Status Optimizer::Impl::apply_offloaded(std::size_t i, const Gradient& grad,
   if (Status status = offload->fetch(queueing); !status.ok()) return status;
   if (Status status = offload->wait(i); !status.ok()) return status;
   if (Status status = apply(i, *offload->grads(), {}); !status.ok()) return status;
-  Status status = offload->send(i);
-  if (status.ok()) status = offload->finish(queueing.stream, config.use_locking);
-  if (!status.ok()) offload->close();
-  return status;
+  return finish_offloaded(offload->send(i), queueing);
+}
+
+// After the last parameter was sent, or could not be.
+Status Optimizer::Impl::finish_offloaded(Status sent, const Queueing& queueing) noexcept {
+  if (sent.ok()) sent = offload->finish(queueing.stream, config.use_locking);
+  if (!sent.ok()) offload->close();
+  return sent;
 }
 
 }  // namespace adamas

@@ -78,6 +78,7 @@ struct Optimizer::Impl {
   Status step_offloaded(Span<const Gradient> grads, Span<const Rates> rates,
                         const Queueing& queueing) noexcept;
   Status update_offloaded(Span<const Gradient> grads, Span<const Rates> rates) noexcept;
+  Status finish_offloaded(Status sent, const Queueing& queueing) noexcept;
   Status apply_offloaded(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept;
   bool streams(Span<const Gradient> grads) const noexcept;
 

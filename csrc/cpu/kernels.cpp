@@ -298,12 +298,15 @@ void decode_bfloat16(const DenseSpan& span, float* moment1, float* moment2) {
 void decode_int8(const DenseSpan& span, float* moment1, float* moment2) {
   const auto* codes1 = static_cast<const std::uint8_t*>(span.moment1);
   const auto* codes2 = static_cast<const std::uint8_t*>(span.moment2);
-  for (std::int64_t i = 0; i < span.count; ++i) {
-    const std::int64_t b = i / span.stored.block;
+  for (std::int64_t begin = 0, b = 0; begin < span.count; begin += span.stored.block, ++b) {
+    const std::int64_t after = begin + span.stored.block;
+    const std::int64_t end = after < span.count ? after : span.count;
     const float down1 = rules::down_factor<rules::Moment1>(span.stored.scales1[b]);
     const float down2 = rules::down_factor<rules::Moment2>(span.stored.scales2[b]);
-    moment1[i] = rules::decode_moment1(codes1[i], down1);
-    moment2[i] = rules::decode_moment2(codes2[i], down2);
+    for (std::int64_t i = begin; i < end; ++i) {
+      moment1[i] = rules::decode_moment1(codes1[i], down1);
+      moment2[i] = rules::decode_moment2(codes2[i], down2);
+    }
   }
 }
 
