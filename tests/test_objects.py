@@ -69,7 +69,7 @@ def build(tmp_path_factory):
 
 
 def isa_object(build, isa):
-    (path,) = build.glob(f"{KERNELS.replace('*', isa)}/kernels.cpp.o")
+    (path,) = build.glob(f"{KERNELS.replace('*', isa)}/kernels/kernels.cpp.o")
     return path
 
 

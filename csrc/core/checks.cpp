@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "core/row_merge.hpp"
+#include "cpu/rows/row_merge.hpp"
 
 namespace adamas::core {
 namespace {

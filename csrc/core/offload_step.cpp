@@ -2,8 +2,8 @@
 // gradients down and parameters up.
 #include <algorithm>
 
+#include "core/float_environment.hpp"
 #include "core/optimizer_impl.hpp"
-#include "cpu/float_environment.hpp"
 
 namespace adamas {
 

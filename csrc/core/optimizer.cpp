@@ -7,9 +7,9 @@
 #include <new>
 
 #include "adamas/system.hpp"
+#include "core/float_environment.hpp"
 #include "core/optimizer_impl.hpp"
-#include "cpu/float_environment.hpp"
-#include "cpu/isa.hpp"
+#include "cpu/kernels/isa.hpp"
 
 namespace adamas {
 

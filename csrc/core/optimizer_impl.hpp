@@ -14,9 +14,9 @@
 #include "core/checks.hpp"
 #include "core/fork.hpp"
 #include "core/locks.hpp"
-#include "core/stepper.hpp"
 #include "core/storage.hpp"
-#include "cuda/offload.hpp"
+#include "cpu/stepper.hpp"
+#include "cuda/offload/copies.hpp"
 #include "cuda/stepper.hpp"
 #include "rules/fold.hpp"
 

@@ -4,7 +4,7 @@
 #include <new>
 
 #include "core/optimizer_impl.hpp"
-#include "cpu/isa.hpp"
+#include "cpu/kernels/isa.hpp"
 
 namespace adamas {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cpu/kernel_table.hpp"
+#include "cpu/kernels/kernel_table.hpp"
 
 namespace adamas::core {
 

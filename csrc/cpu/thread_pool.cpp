@@ -11,7 +11,7 @@
 #include <thread>
 
 #include "adamas/system.hpp"
-#include "cpu/float_environment.hpp"
+#include "core/float_environment.hpp"
 
 namespace adamas {
 namespace cpu {

@@ -1,7 +1,7 @@
 // Sparse gradients on a device, and the tables that are updated row by row.
 #include <algorithm>
 
-#include "cuda/layout.hpp"
+#include "cuda/device/layout.hpp"
 #include "cuda/stepper.hpp"
 
 namespace adamas::cuda {

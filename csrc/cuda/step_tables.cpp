@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "cuda/layout.hpp"
+#include "cuda/device/layout.hpp"
 #include "cuda/stepper.hpp"
 
 namespace adamas::cuda {

@@ -4,7 +4,7 @@
 #include <new>
 
 #include "core/checks.hpp"
-#include "cuda/library.hpp"
+#include "cuda/device/library.hpp"
 
 namespace adamas::cuda {
 

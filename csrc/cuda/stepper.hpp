@@ -11,9 +11,9 @@
 
 #include "core/locks.hpp"
 #include "core/plan.hpp"
-#include "core/stepper.hpp"
 #include "core/storage.hpp"
-#include "cuda/device.hpp"
+#include "cpu/stepper.hpp"
+#include "cuda/device/device.hpp"
 #include "rules/fold.hpp"
 
 namespace adamas::cuda {

@@ -15,10 +15,10 @@
 #include "core/locks.hpp"
 #include "core/memory.hpp"
 #include "core/plan.hpp"
-#include "core/row_merge.hpp"
-#include "core/row_sums.hpp"
+#include "cpu/rows/row_merge.hpp"
+#include "cpu/rows/duplicate_sums.hpp"
 #include "core_tests.hpp"
-#include "cpu/isa.hpp"
+#include "cpu/kernels/isa.hpp"
 #include "cpu/thread_pool.hpp"
 #include "rules/beta_power.hpp"
 

@@ -1,10 +1,10 @@
-#include "cuda/offload.hpp"
+#include "cuda/offload/copies.hpp"
 
 #include <algorithm>
 #include <new>
 #include <utility>
 
-#include "cuda/library.hpp"
+#include "cuda/device/library.hpp"
 
 namespace adamas::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "cuda/library.hpp"
+#include "cuda/device/library.hpp"
 
 #include <dlfcn.h>
 

@@ -1,8 +1,8 @@
-#include "core/tiles.hpp"
+#include "cpu/tiles.hpp"
 
 #include <algorithm>
 
-#include "core/prefetch.hpp"
+#include "cpu/prefetch.hpp"
 #include "rules/low_precision.hpp"
 
 namespace adamas::core {

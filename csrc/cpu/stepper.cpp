@@ -1,12 +1,12 @@
-#include "core/stepper.hpp"
+#include "cpu/stepper.hpp"
 
 #include <algorithm>
 #include <new>
 #include <numeric>
 
 #include "core/checks.hpp"
-#include "core/prefetch.hpp"
-#include "cpu/isa.hpp"
+#include "cpu/kernels/isa.hpp"
+#include "cpu/prefetch.hpp"
 #include "rules/ordered_sum.hpp"
 
 namespace adamas::core {

@@ -1,4 +1,4 @@
-#include "cuda/device.hpp"
+#include "cuda/device/device.hpp"
 
 #include <algorithm>
 #include <cstring>

@@ -1,7 +1,7 @@
 // The instruction sets that were built, and the one in use.
 #pragma once
 
-#include "cpu/kernel_table.hpp"
+#include "cpu/kernels/kernel_table.hpp"
 
 namespace adamas::cpu {
 

@@ -1,4 +1,4 @@
-#include "core/row_merge.hpp"
+#include "cpu/rows/row_merge.hpp"
 
 #include <algorithm>
 

@@ -17,8 +17,8 @@
 #include <string>
 #include <vector>
 
-#include "cpu/float_environment.hpp"
-#include "cuda/kernel_list.hpp"
+#include "core/float_environment.hpp"
+#include "cuda/kernels/list.hpp"
 
 namespace adamas::cuda {
 namespace {

@@ -1,7 +1,7 @@
 // The element-wise update of parameters with dense gradients, one chunk for each block of threads.
 #pragma once
 
-#include "cuda/elements.hpp"
+#include "cuda/kernels/elements.hpp"
 
 namespace adamas::cuda {
 

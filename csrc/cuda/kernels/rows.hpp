@@ -1,8 +1,8 @@
 // Kernels that prepare: storing arguments, master weights, the rows of sparse gradients.
 #pragma once
 
-#include "cuda/sum_kernels.hpp"
-#include "cuda/table_kernel.hpp"
+#include "cuda/kernels/sums.hpp"
+#include "cuda/kernels/table.hpp"
 
 namespace adamas::cuda {
 

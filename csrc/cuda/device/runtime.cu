@@ -5,7 +5,7 @@
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
 
-#include "cuda/kernel_list.hpp"
+#include "cuda/kernels/list.hpp"
 
 namespace adamas::cuda {
 namespace {

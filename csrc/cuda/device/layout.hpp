@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include "cuda/device.hpp"
+#include "cuda/device/device.hpp"
 
 namespace adamas::cuda {
 

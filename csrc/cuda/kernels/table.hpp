@@ -2,7 +2,7 @@
 // and moments in 8 bits.  A warp takes a piece of a row, or a block that shares a scale.
 #pragma once
 
-#include "cuda/elements.hpp"
+#include "cuda/kernels/elements.hpp"
 
 namespace adamas::cuda {
 

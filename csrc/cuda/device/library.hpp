@@ -1,7 +1,7 @@
 // The device library of the process: loaded on first use, from beside the module that asks.
 #pragma once
 
-#include "cuda/device_api.hpp"
+#include "cuda/device/api.hpp"
 
 namespace adamas::cuda {
 

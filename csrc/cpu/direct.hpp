@@ -11,7 +11,7 @@
 
 #include "core/plan.hpp"
 #include "core/storage.hpp"
-#include "cpu/kernel_table.hpp"
+#include "cpu/kernels/kernel_table.hpp"
 
 namespace adamas::core {
 

@@ -4,7 +4,7 @@
 // Everything here has internal linkage except the table itself: the linker merges equal symbols of
 // different objects, and the baseline could then run an AVX-512 copy.  For the same reason nothing
 // from the standard library that has a body is used.
-#include "cpu/kernel_table.hpp"
+#include "cpu/kernels/kernel_table.hpp"
 #include "rules/low_precision.hpp"
 #include "rules/ordered_sum.hpp"
 

@@ -2,7 +2,7 @@
 //
 // The list is written by CMake from the adamas_add_isa() calls in cpu/CMakeLists.txt: one line
 // ADAMAS_ISA_ENTRY(name, condition) each, slowest first.
-#include "cpu/isa.hpp"
+#include "cpu/kernels/isa.hpp"
 
 #include <atomic>
 #include <cstdlib>

@@ -4,7 +4,7 @@
 // The same decisions in the same order as Optimizer::Impl::update_on_host of core/host_step.cpp.
 #pragma once
 
-#include "cuda/sum_kernels.hpp"
+#include "cuda/kernels/sums.hpp"
 #include "rules/fold_rates.hpp"
 
 namespace adamas::cuda {

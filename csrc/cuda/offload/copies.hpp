@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "adamas/optimizer.hpp"
-#include "core/stepper.hpp"
-#include "cuda/device.hpp"
+#include "cpu/stepper.hpp"
+#include "cuda/device/device.hpp"
 
 namespace adamas::cuda {
 

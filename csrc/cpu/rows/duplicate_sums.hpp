@@ -9,8 +9,8 @@
 
 #include "adamas/types.hpp"
 #include "core/memory.hpp"
-#include "core/row_merge.hpp"
-#include "cpu/kernel_table.hpp"
+#include "cpu/kernels/kernel_table.hpp"
+#include "cpu/rows/row_merge.hpp"
 
 namespace adamas::core {
 

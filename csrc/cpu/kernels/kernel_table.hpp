@@ -1,6 +1,6 @@
 // The kernels of one instruction set, as the dispatcher sees them.
 //
-// cpu/kernels.cpp fills one table per ISA; core/tiles.cpp picks a kernel by one look-up.
+// kernels.cpp beside this fills one table per ISA; cpu/tiles.cpp picks a kernel by one look-up.
 #pragma once
 
 #include <cstdint>

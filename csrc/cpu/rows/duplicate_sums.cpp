@@ -1,10 +1,10 @@
-#include "core/row_sums.hpp"
+#include "cpu/rows/duplicate_sums.hpp"
 
 #include <algorithm>
 #include <cstring>
 #include <new>
 
-#include "core/prefetch.hpp"
+#include "cpu/prefetch.hpp"
 
 namespace adamas::core {
 namespace {

@@ -10,13 +10,13 @@
 #include <memory>
 #include <vector>
 
-#include "core/direct.hpp"
 #include "core/plan.hpp"
-#include "core/row_merge.hpp"
-#include "core/row_sums.hpp"
 #include "core/storage.hpp"
-#include "core/tiles.hpp"
+#include "cpu/direct.hpp"
+#include "cpu/rows/duplicate_sums.hpp"
+#include "cpu/rows/row_merge.hpp"
 #include "cpu/thread_pool.hpp"
+#include "cpu/tiles.hpp"
 #include "rules/fold_rates.hpp"
 
 namespace adamas::core {

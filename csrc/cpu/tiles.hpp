@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-#include "core/row_merge.hpp"
 #include "core/storage.hpp"
-#include "cpu/kernel_table.hpp"
+#include "cpu/kernels/kernel_table.hpp"
+#include "cpu/rows/row_merge.hpp"
 
 namespace adamas::core {
 

@@ -1,8 +1,8 @@
 // Elements of the arrays of a parameter, whatever their types, as kernels read and write them.
 #pragma once
 
-#include "cuda/cta.hpp"
-#include "cuda/kernel_args.hpp"
+#include "cuda/kernels/args.hpp"
+#include "cuda/kernels/cta.hpp"
 #include "rules/low_precision.hpp"
 
 namespace adamas::cuda {

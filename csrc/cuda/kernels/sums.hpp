@@ -4,7 +4,7 @@
 // from first to last.
 #pragma once
 
-#include "cuda/elements.hpp"
+#include "cuda/kernels/elements.hpp"
 #include "rules/ordered_sum.hpp"
 
 namespace adamas::cuda {

@@ -1,11 +1,11 @@
 // The list of all kernels, and the choice of one for a launch.
 #pragma once
 
-#include "cuda/decide_kernel.hpp"
-#include "cuda/dense_kernel.hpp"
-#include "cuda/device_api.hpp"
-#include "cuda/small_kernels.hpp"
-#include "cuda/table_kernel.hpp"
+#include "cuda/device/api.hpp"
+#include "cuda/kernels/decide.hpp"
+#include "cuda/kernels/dense.hpp"
+#include "cuda/kernels/rows.hpp"
+#include "cuda/kernels/table.hpp"
 
 namespace adamas::cuda {
 

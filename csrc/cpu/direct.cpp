@@ -1,4 +1,4 @@
-#include "core/direct.hpp"
+#include "cpu/direct.hpp"
 
 namespace adamas::core {
 

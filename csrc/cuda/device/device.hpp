@@ -6,8 +6,8 @@
 
 #include "adamas/optimizer.hpp"
 #include "adamas/status.hpp"
-#include "cuda/device_api.hpp"
-#include "cuda/kernel_args.hpp"
+#include "cuda/device/api.hpp"
+#include "cuda/kernels/args.hpp"
 
 namespace adamas::cuda {
 
