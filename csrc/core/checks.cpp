@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "cpu/rows/row_merge.hpp"
+#include "rules/fold_rates.hpp"
 
 namespace adamas::core {
 namespace {
@@ -50,7 +50,7 @@ Status check_rows(const Storage& storage, const Tensor& tensor, const Gradient& 
   if (!tensor.has_own_scales()) {
     return bad("int8 moments of a sparse gradient need rows that blocks of 64 to 256 fill", index);
   }
-  if (rows.count < 0 || rows.count >= std::int64_t{RowMerge::kEnd}) {
+  if (rows.count < 0 || rows.count >= static_cast<std::int64_t>(rules::kEntryLimit)) {
     return bad("a sparse gradient must have fewer than 2^32 - 1 entries", index);
   }
   const auto count = static_cast<std::size_t>(rows.count);
@@ -86,6 +86,11 @@ Status check(const AdamConfig& config, Span<const ParameterSpec> parameters) {
   for (std::size_t i = 0; i < parameters.size; ++i) {
     Status status = check(config, parameters[i], static_cast<std::int64_t>(i));
     if (!status.ok()) return status;
+  }
+  for (std::size_t i = 0; i < parameters.size; ++i) {
+    if (parameters[i].device == parameters[0].device) continue;
+    return bad("all parameters of an optimizer must be on one device; make one for each device",
+               static_cast<std::int64_t>(i));
   }
   return check_format(config, parameters);
 }

@@ -10,7 +10,7 @@
 #include <xmmintrin.h>
 #endif
 
-namespace adamas::cpu {
+namespace adamas::core {
 
 class FloatEnvironment {
  public:
@@ -41,4 +41,4 @@ class FloatEnvironment {
   std::uint64_t saved_;
 };
 
-}  // namespace adamas::cpu
+}  // namespace adamas::core

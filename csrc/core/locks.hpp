@@ -13,14 +13,17 @@
 
 #include "core/storage.hpp"
 
-namespace adamas::cuda {
-class Handle;  // cuda/device.hpp
-}
-
 namespace adamas::core {
 
+// What goes on after the call that has queued it.
+class Completion {
+ public:
+  virtual ~Completion() = default;
+  virtual void wait() noexcept = 0;  // the calling thread waits
+};
+
 struct RangeLock {
-  std::shared_ptr<cuda::Handle> done;  // recorded after the last step on a device that had the lock
+  std::shared_ptr<Completion> last;  // the last step of whoever had the lock; null: none goes on
   Range range;
   std::uint64_t id;  // orders locks on ranges that begin at the same address
   std::mutex mutex;
@@ -48,7 +51,9 @@ class ParameterLocks {
   };
 
   const std::vector<RangeLock*>& all() const { return all_; }
-  const std::vector<RangeLock*>& of(std::size_t parameter) const { return of_[parameter]; }
+  const std::vector<RangeLock*>& of(std::size_t parameter) const {
+    return all_.empty() ? all_ : of_[parameter];
+  }
 
  private:
   std::shared_ptr<const bool> alive_;              // its registrations last as long

@@ -8,12 +8,13 @@
 #include <vector>
 
 #include "core/storage.hpp"
+#include "rules/ordered_sum.hpp"
 
 namespace adamas::core {
 
 // Elements per block (fewer if scales are to stay whole), and about as many per chunk: 64 KiB of
 // each float32 array, so that the arrays of a block fit the L2 cache together.
-inline constexpr std::int64_t kBlock = 16384;
+using rules::kBlock;
 
 // A run of elements of one parameter.
 struct Block {

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 
-#include "cpu/kernels/kernel_table.hpp"
+#include "core/memory.hpp"
+#include "rules/low_precision.hpp"
 
 namespace adamas::core {
 
@@ -17,7 +18,7 @@ namespace {
 // if it is shorter; else the largest, and rows share scales.
 std::int64_t choose_scale_block(std::int64_t row_length) {
   constexpr std::int64_t kSmallest = 64;
-  constexpr std::int64_t kLargest = cpu::kLargestScaleBlock;
+  constexpr std::int64_t kLargest = rules::kLargestScaleBlock;
   constexpr std::int64_t kShared = kLargest;
   constexpr std::int64_t kShortest = 16;  // a scale per fewer elements would not be worth it
   if (row_length >= kShortest && row_length < kSmallest) return row_length;
@@ -27,10 +28,10 @@ std::int64_t choose_scale_block(std::int64_t row_length) {
   return kShared;
 }
 
-// How far into 16 bytes of the arithmetic's type a device's kernels find the first element of a
+// How far into wide accesses of the arithmetic's type kernels find the first element of a
 // parameter: state that begins as far into its own is read and written in wide accesses with it.
-std::size_t device_shift(const Tensor& tensor, std::size_t state_nbytes) {
-  const std::size_t width = 16 / item_size(tensor.real);
+std::size_t shift_of(const Tensor& tensor, std::size_t state_nbytes, std::size_t access_width) {
+  const std::size_t width = access_width / item_size(tensor.real);
   const auto address = reinterpret_cast<std::uintptr_t>(tensor.spec.data);
   const auto past = static_cast<std::size_t>(address) / item_size(tensor.spec.dtype) % width;
   return past * (state_nbytes / static_cast<std::size_t>(tensor.spec.count));
@@ -39,7 +40,7 @@ std::size_t device_shift(const Tensor& tensor, std::size_t state_nbytes) {
 }  // namespace
 
 Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
-                        const Allocate& allocate) {
+                        const Allocate& allocate, std::size_t access_width) {
   tensors_.reserve(parameters.size);
   for (const ParameterSpec& spec : parameters) {
     Tensor tensor{};
@@ -53,12 +54,12 @@ Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> para
     tensor.nbytes = static_cast<std::size_t>(spec.count) * item_size(spec.dtype);
     tensors_.push_back(tensor);
   }
-  if (Status status = place_state(config, allocate); !status.ok()) return status;
+  if (Status status = reserve_state(config, allocate, access_width); !status.ok()) return status;
   return sort_ranges();
 }
 
 std::size_t Storage::state_nbytes_of(StateKind kind, const Tensor& tensor,
-                                     const AdamConfig& config) const {
+                                     const AdamConfig& config) {
   const auto count = static_cast<std::size_t>(tensor.spec.count);
   const std::size_t elements = count * item_size(tensor.real);
   const auto block = static_cast<std::size_t>(tensor.scale_block);
@@ -84,7 +85,8 @@ std::size_t Storage::state_nbytes_of(StateKind kind, const Tensor& tensor,
 // One kind of state after the other, each tensor's part on a cache line of its own, so that vectors
 // and rows of whole lines split none.  The kinds are staggered by an odd number of lines: equal
 // offsets within a page would compete for the same cache sets.
-Status Storage::place_state(const AdamConfig& config, const Allocate& allocate) {
+Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate,
+                              std::size_t access_width) {
   constexpr std::size_t kStagger = 17 * kLine;
   constexpr std::size_t kNone = ~std::size_t{0};
   std::size_t cursor = 0;
@@ -98,8 +100,8 @@ Status Storage::place_state(const AdamConfig& config, const Allocate& allocate) 
         continue;
       }
       cursor = (cursor + kLine - 1) / kLine * kLine;
-      if (allocate && static_cast<StateKind>(k) <= StateKind::master) {
-        cursor += device_shift(tensor, nbytes);
+      if (access_width > 0 && static_cast<StateKind>(k) <= StateKind::master) {
+        cursor += shift_of(tensor, nbytes, access_width);
       }
       offsets.push_back(cursor);
       cursor += nbytes;
@@ -107,12 +109,7 @@ Status Storage::place_state(const AdamConfig& config, const Allocate& allocate) 
     }
     cursor += kStagger;
   }
-  char* memory = nullptr;
-  if (allocate) {
-    memory = allocate(cursor);
-  } else if (memory_.allocate(cursor)) {
-    memory = memory_.data();
-  }
+  char* memory = allocate(cursor);
   if (memory == nullptr && cursor > 0) {
     return {StatusCode::out_of_memory, "no memory for the state"};
   }
@@ -150,6 +147,14 @@ Status Storage::sort_ranges() {
     ranges_.insert(place, state_);
   }
   return {};
+}
+
+std::vector<Range> Storage::parameter_ranges() const {
+  std::vector<Range> ranges;
+  for (const Tensor& tensor : tensors_) {
+    ranges.push_back(range_of(tensor.spec.data, tensor.nbytes));
+  }
+  return ranges;
 }
 
 bool Storage::overlaps(const void* data, std::size_t nbytes) const noexcept {

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "adamas/optimizer.hpp"
-#include "core/memory.hpp"
 
 namespace adamas::core {
 
@@ -30,6 +30,8 @@ struct Tensor {
   }
   char* data() const { return static_cast<char*>(spec.data); }
   char* state(StateKind kind) const { return states[static_cast<std::size_t>(kind)]; }
+  // None: the parameter itself.
+  char* array(std::optional<StateKind> kind) const { return kind ? state(*kind) : data(); }
   std::int64_t* row_steps() const {
     return reinterpret_cast<std::int64_t*>(state(StateKind::row_step));
   }
@@ -48,27 +50,30 @@ class Storage {
   // Zeroed memory that outlives this object; null: there is none.
   using Allocate = std::function<char*(std::size_t nbytes)>;
 
-  // Reserves the state, zeroed; with `allocate` on the device of the parameters.  Throws
-  // std::bad_alloc; refuses parameters that share memory.
+  // Reserves the state; `access_width` is that of Engine.  Throws std::bad_alloc; refuses
+  // parameters that share memory.
   Status prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
-                 const Allocate& allocate = nullptr);
+                 const Allocate& allocate, std::size_t access_width);
 
-  std::vector<Tensor>& tensors() { return tensors_; }
   const std::vector<Tensor>& tensors() const { return tensors_; }
   std::size_t state_nbytes() const { return state_nbytes_; }
-  std::size_t state_nbytes_of(StateKind kind, const Tensor& tensor, const AdamConfig& config) const;
+  static std::size_t state_nbytes_of(StateKind kind, const Tensor& tensor,
+                                     const AdamConfig& config);
+
+  // Where each parameter is.
+  std::vector<Range> parameter_ranges() const;
 
   // Whether the memory is that of a parameter or of the state.
   bool overlaps(const void* data, std::size_t nbytes) const noexcept;
 
  private:
-  Status place_state(const AdamConfig& config, const Allocate& allocate);
+  Status reserve_state(const AdamConfig& config, const Allocate& allocate,
+                       std::size_t access_width);
   Status sort_ranges();
 
   std::vector<Tensor> tensors_;
   std::vector<Range> ranges_;  // sorted; none overlaps another
-  ZeroedBlock memory_;         // on the CPU
-  Range state_{};              // wherever
+  Range state_{};
   std::size_t state_nbytes_ = 0;
 };
 

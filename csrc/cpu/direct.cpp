@@ -1,6 +1,6 @@
 #include "cpu/direct.hpp"
 
-namespace adamas::core {
+namespace adamas::cpu {
 
 DirectTensor::DirectTensor(const Tensor& tensor)
     : param_(tensor.data()),
@@ -12,13 +12,13 @@ DirectTensor::DirectTensor(const Tensor& tensor)
       is_direct_(!tensor.is_half() && tensor.format == StateFormat::real &&
                  !tensor.spec.centralize && tensor.row_steps() == nullptr) {}
 
-void DirectTensor::update(const cpu::KernelTable& kernels, const Block& block, const Gradient& grad,
-                          const cpu::StepScalars& scalars, unsigned variant) const {
+void DirectTensor::update(const KernelTable& kernels, const Block& block, const Gradient& grad,
+                          const StepScalars& scalars, unsigned variant) const {
   const std::int64_t offset = block.begin * static_cast<std::int64_t>(item_size(dtype_));
-  kernels.dense[cpu::dense_index(dtype_, StateFormat::real)][variant](
+  kernels.dense[dense_index(dtype_, StateFormat::real)][variant](
       {param_ + offset, static_cast<const char*>(grad.values) + offset, moment1_ + offset,
        moment2_ + offset, vhat_ == nullptr ? nullptr : vhat_ + offset, block.count},
       scalars, 0.0);
 }
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

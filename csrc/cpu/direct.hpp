@@ -13,7 +13,10 @@
 #include "core/storage.hpp"
 #include "cpu/kernels/kernel_table.hpp"
 
-namespace adamas::core {
+namespace adamas::cpu {
+
+using core::Block;
+using core::Tensor;
 
 class DirectTensor {
  public:
@@ -27,8 +30,8 @@ class DirectTensor {
   std::int32_t rates() const { return rates_; }
 
   // Updates a block, as update_run() does.
-  void update(const cpu::KernelTable& kernels, const Block& block, const Gradient& grad,
-              const cpu::StepScalars& scalars, unsigned variant) const;
+  void update(const KernelTable& kernels, const Block& block, const Gradient& grad,
+              const StepScalars& scalars, unsigned variant) const;
 
  private:
   char* param_;
@@ -40,4 +43,4 @@ class DirectTensor {
   bool is_direct_;
 };
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

@@ -6,7 +6,7 @@
 
 #include "core/memory.hpp"
 
-namespace adamas::core {
+namespace adamas::cpu {
 
 // How near the memory is brought.  A core waits for more lines at a time on their way to the second
 // level than to the first: 2 x on sparse rows.
@@ -22,11 +22,11 @@ __attribute__((always_inline)) inline void prefetch_run(const void* data, std::i
   const char* begin = static_cast<const char*>(data);
   const std::int64_t fetched = std::min(nbytes, kMaxBytes);
   if (fetched == 0) return;  // there may be no memory at all
-  for (std::int64_t k = 0; k < fetched; k += std::int64_t{kLine}) {
+  for (std::int64_t k = 0; k < fetched; k += std::int64_t{core::kLine}) {
     __builtin_prefetch(begin + k, 0, kLocality);
   }
   // A run that starts within a line ends in another.
   __builtin_prefetch(begin + fetched - 1, 0, kLocality);
 }
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

@@ -4,12 +4,11 @@
 #include <new>
 #include <numeric>
 
-#include "core/checks.hpp"
 #include "cpu/kernels/isa.hpp"
 #include "cpu/prefetch.hpp"
 #include "rules/ordered_sum.hpp"
 
-namespace adamas::core {
+namespace adamas::cpu {
 namespace {
 
 static_assert(rules::kEntryLimit == RowMerge::kEnd);
@@ -52,15 +51,13 @@ class RowMemory {
 
 }  // namespace
 
-void Stepper::prepare(const AdamConfig& config, Storage& storage, std::size_t rates_count) {
+void Stepper::prepare(const AdamConfig& config, const std::vector<Tensor>& tensors,
+                      std::size_t rates_count) {
   config_ = config;
-  storage_ = &storage;
-  const std::vector<Tensor>& tensors = storage.tensors();
-  plan_ = make_plan(tensors);
+  tensors_ = &tensors;
+  plan_ = core::make_plan(tensors);
   threads_ = config.num_threads;
   direct_ = std::vector<DirectTensor>(tensors.begin(), tensors.end());
-  has_float32_ = std::any_of(tensors.begin(), tensors.end(),
-                             [](const Tensor& tensor) { return tensor.real == DType::float32; });
   folded_.resize(rates_count);
   segment_sums_.resize(static_cast<std::size_t>(plan_.segment_sums));
   block_squares_.resize(plan_.blocks.size());
@@ -74,18 +71,13 @@ Scaling Stepper::scaling(const rules::Folded& folded) const {
   return {{folded.float32, folded.float64}, folded.variant, config_.seed, step_};
 }
 
-Status Stepper::fold(Span<const Rates> rates, const rules::Corrections& corrections,
-                     std::int64_t step, double factor) noexcept {
-  step_ = step;
-  factor_ = factor;
+void Stepper::set_scalars(const core::RateFolder& rates) noexcept {
+  step_ = rates.step();
   for (std::size_t k = 0; k < folded_.size(); ++k) {
-    rules::FoldedRates folded;
-    if (!rules::fold_rates(config_, rates[k], corrections, factor, has_float32_, &folded)) {
-      return bad(kScalarsOutOfRange);
-    }
-    folded_[k] = {scaling(folded.listed), scaling(folded.unlisted), folded.weight_decay};
+    const rules::FoldedRates& folded = rates.folded()[k];
+    folded_[k] = {scaling(folded.listed), scaling(folded.unlisted), folded.weight_decay,
+                  folded.factor};
   }
-  return {};
 }
 
 const Scaling& Stepper::listed_scaling(const Tensor& tensor) const {
@@ -106,9 +98,10 @@ const Scaling& Stepper::row_scaling(const Tensor& tensor, const RowMerge& merge,
     ++entries;
   }
   own = folded.listed;
-  own.scalars.float32.decay = rules::decay_of_entries<float>(folded.weight_decay, factor_, entries);
+  own.scalars.float32.decay =
+      rules::decay_of_entries<float>(folded.weight_decay, folded.factor, entries);
   own.scalars.float64.decay =
-      rules::decay_of_entries<double>(folded.weight_decay, factor_, entries);
+      rules::decay_of_entries<double>(folded.weight_decay, folded.factor, entries);
   return own;
 }
 
@@ -128,21 +121,21 @@ bool Stepper::updates_all_rows(std::size_t parameter) const {
 // Small work stays on the calling thread; waking others costs more than it saves.
 template <void (Stepper::*method)(std::int64_t) noexcept>
 void Stepper::run(std::int64_t chunks) noexcept {
-  cpu::PoolLease pool(chunks < 2 ? 1 : threads_);
+  PoolLease pool(chunks < 2 ? 1 : threads_);
   pool.run([](void* self, std::int64_t k) { (static_cast<Stepper*>(self)->*method)(k); }, this,
            chunks);
 }
 
 Status Stepper::merge(const Selection& selection, bool measured) noexcept {
   selection_ = selection;
-  kernels_ = &cpu::kernels();
+  kernels_ = &kernels();
   sparse_parameters_.clear();
   const bool sorted = measured || config_.row_policy == RowPolicy::exact;
   united_ = sorted;
   if (!selection.has_sparse) return {};
   for (std::size_t i = selection.first; i < selection.last; ++i) {
     if (!is_sparse(i)) continue;
-    const Tensor& tensor = storage_->tensors()[i];
+    const Tensor& tensor = (*tensors_)[i];
     try {
       if (!sparse_[i]) sparse_[i] = std::make_unique<Sparse>();
       const RowIndices& rows = *selection.grad(i).rows;
@@ -181,7 +174,7 @@ void Stepper::unite_rows(std::int64_t partition) noexcept {
 
 // All parameters: chunks that gather small blocks.  One parameter: its blocks, one by one.
 std::int64_t Stepper::select_chunks() noexcept {
-  if (selection_.last - selection_.first == storage_->tensors().size()) {
+  if (selection_.last - selection_.first == (*tensors_).size()) {
     chunks_ = plan_.chunks.data();
     return static_cast<std::int64_t>(plan_.chunks.size()) - 1;
   }
@@ -190,12 +183,12 @@ std::int64_t Stepper::select_chunks() noexcept {
   return plan_.blocks_of_parameter[selection_.last] - first;
 }
 
-cpu::Measure Stepper::measure() noexcept {
+SquareSum Stepper::measure() noexcept {
   all_finite_.store(true, std::memory_order_relaxed);
   std::fill(block_squares_.begin(), block_squares_.end(), 0.0);
   run<&Stepper::measure_chunk>(select_chunks());
   for (const std::size_t i : sparse_parameters_) {
-    if (storage_->tensors()[i].spec.count == 0) continue;
+    if ((*tensors_)[i].spec.count == 0) continue;
     current_ = i;
     const RowMerge& merge = sparse_[i]->merge;
     std::vector<double>& squares = sparse_[i]->squares;
@@ -221,20 +214,20 @@ void Stepper::measure_chunk(std::int64_t chunk) noexcept {
     const auto i = static_cast<std::size_t>(block.parameter);
     if (is_sparse(i)) continue;
     const GradSource source(selection_.grad(i));
-    const cpu::Measure sum = measure_run(
-        *kernels_, {&storage_->tensors()[i], block.begin, block.count, &source, block.begin});
+    const SquareSum sum = square_sum_run(
+        *kernels_, {&(*tensors_)[i], block.begin, block.count, &source, block.begin});
     block_squares_[static_cast<std::size_t>(b)] = sum.squares;
     if (!sum.finite) all_finite_.store(false, std::memory_order_relaxed);
   }
 }
 
 void Stepper::measure_rows(std::int64_t partition) noexcept {
-  const Tensor& tensor = storage_->tensors()[current_];
+  const Tensor& tensor = (*tensors_)[current_];
   const RowMerge& merge = sparse_[current_]->merge;
   double* squares = sparse_[current_]->squares.data();
   for (const ListedRow* listed = merge.begin(partition); listed != merge.end(partition); ++listed) {
     const GradSource source(selection_.grad(current_), merge, listed->first, tensor.row_length);
-    const cpu::Measure sum = measure_run(*kernels_, {&tensor, 0, tensor.row_length, &source, 0});
+    const SquareSum sum = square_sum_run(*kernels_, {&tensor, 0, tensor.row_length, &source, 0});
     squares[listed - merge.begin(0)] = sum.squares;
     if (!sum.finite) all_finite_.store(false, std::memory_order_relaxed);
   }
@@ -245,7 +238,7 @@ void Stepper::update() noexcept {
   for (std::size_t i = selection_.first; centralizes && i < selection_.last; ++i) {
     const std::int32_t index = plan_.rows_of_parameter[i];
     if (index < 0) continue;
-    const Rows& rows = plan_.rows[static_cast<std::size_t>(index)];
+    const core::Rows& rows = plan_.rows[static_cast<std::size_t>(index)];
     first_segment_ = rows.first_chunk;
     run<&Stepper::sum_segments>(rows.last_chunk - rows.first_chunk);
   }
@@ -257,7 +250,7 @@ void Stepper::update() noexcept {
   }
   if (config_.row_policy != RowPolicy::catch_up) return;
   for (std::size_t i = selection_.first; i < selection_.last; ++i) {
-    const Tensor& tensor = storage_->tensors()[i];
+    const Tensor& tensor = (*tensors_)[i];
     if (updates_all_rows(i) && tensor.row_steps() != nullptr) {
       std::fill_n(tensor.row_steps(), tensor.spec.rows, step_);
     }
@@ -265,15 +258,16 @@ void Stepper::update() noexcept {
 }
 
 void Stepper::sum_segments(std::int64_t chunk) noexcept {
-  const SegmentChunk& work = plan_.segment_chunks[static_cast<std::size_t>(first_segment_ + chunk)];
-  const Rows& rows = plan_.rows[static_cast<std::size_t>(work.rows)];
+  const core::SegmentChunk& work =
+      plan_.segment_chunks[static_cast<std::size_t>(first_segment_ + chunk)];
+  const core::Rows& rows = plan_.rows[static_cast<std::size_t>(work.rows)];
   const auto i = static_cast<std::size_t>(rows.parameter);
-  const Tensor& tensor = storage_->tensors()[i];
+  const Tensor& tensor = (*tensors_)[i];
   const GradSource source(selection_.grad(i));
   for (std::int64_t segment = work.begin; segment < work.end; ++segment) {
-    const std::int64_t in_row = segment % rows.segments_per_row * kBlock;
+    const std::int64_t in_row = segment % rows.segments_per_row * core::kBlock;
     const std::int64_t begin = segment / rows.segments_per_row * rows.row_length + in_row;
-    const std::int64_t count = std::min(kBlock, rows.row_length - in_row);
+    const std::int64_t count = std::min(core::kBlock, rows.row_length - in_row);
     segment_sums_[static_cast<std::size_t>(rows.first_sum + segment)] =
         sum_run(*kernels_, {&tensor, begin, count, &source, begin}, listed_scaling(tensor));
   }
@@ -295,7 +289,7 @@ void Stepper::update_chunk(std::int64_t chunk) noexcept {
 
 void Stepper::update_block(const Block& block) noexcept {
   const auto i = static_cast<std::size_t>(block.parameter);
-  const Tensor& tensor = storage_->tensors()[i];
+  const Tensor& tensor = (*tensors_)[i];
   if (is_sparse(i)) return update_table(block);
   if (tensor.row_steps() != nullptr) catch_up_block(block);
   if (tensor.spec.centralize) return update_centralized(block);
@@ -306,8 +300,8 @@ void Stepper::update_block(const Block& block) noexcept {
 
 void Stepper::update_centralized(const Block& block) noexcept {
   const auto i = static_cast<std::size_t>(block.parameter);
-  const Tensor& tensor = storage_->tensors()[i];
-  const Rows& rows = plan_.rows[static_cast<std::size_t>(plan_.rows_of_parameter[i])];
+  const Tensor& tensor = (*tensors_)[i];
+  const core::Rows& rows = plan_.rows[static_cast<std::size_t>(plan_.rows_of_parameter[i])];
   const GradSource source(selection_.grad(i));
   const std::int64_t end = block.begin + block.count;
   for (std::int64_t begin = block.begin; begin < end;) {
@@ -320,7 +314,7 @@ void Stepper::update_centralized(const Block& block) noexcept {
   }
 }
 
-double Stepper::row_mean(const Rows& rows, std::int64_t row) const noexcept {
+double Stepper::row_mean(const core::Rows& rows, std::int64_t row) const noexcept {
   const double* sums = &segment_sums_[static_cast<std::size_t>(rows.first_sum)];
   double sum = 0.0;
   for (std::int64_t k = 0; k < rows.segments_per_row; ++k) {
@@ -333,7 +327,7 @@ double Stepper::row_mean(const Rows& rows, std::int64_t row) const noexcept {
 // between them the gradient zero.
 void Stepper::update_table(const Block& block) noexcept {
   const auto i = static_cast<std::size_t>(block.parameter);
-  const Tensor& tensor = storage_->tensors()[i];
+  const Tensor& tensor = (*tensors_)[i];
   const RowMerge& merge = sparse_[i]->merge;
   const Scaling& unlisted = folded_[static_cast<std::size_t>(tensor.spec.rates)].unlisted;
   const GradSource zero;
@@ -362,11 +356,11 @@ void Stepper::update_table(const Block& block) noexcept {
 void Stepper::update_partition(std::int64_t partition) noexcept {
   constexpr std::ptrdiff_t kFar = 16;  // rows between a prefetch to the second-level cache and use
   constexpr std::ptrdiff_t kNear = 4;  // and to the first
-  const Tensor& tensor = storage_->tensors()[current_];
+  const Tensor& tensor = (*tensors_)[current_];
   const Gradient& grad = selection_.grad(current_);
   RowMerge& merge = sparse_[current_]->merge;
   if (!united_) merge.unite(partition);
-  RowSums& sums = sparse_[current_]->sums;
+  DuplicateSums& sums = sparse_[current_]->sums;
   const bool has_sums = !united_ && sums.has();
   if (has_sums) sums.sum(*kernels_, merge, grad, partition);
   const RowMemory memory(tensor, grad, merge);
@@ -393,7 +387,7 @@ void Stepper::update_partition(std::int64_t partition) noexcept {
 
 // Brings the rows of a block with a dense gradient up to date.
 void Stepper::catch_up_block(const Block& block) noexcept {
-  const Tensor& tensor = storage_->tensors()[static_cast<std::size_t>(block.parameter)];
+  const Tensor& tensor = (*tensors_)[static_cast<std::size_t>(block.parameter)];
   const std::int64_t end = block.begin + block.count;
   for (std::int64_t begin = block.begin; begin < end;) {
     const std::int64_t row = begin / tensor.row_length;
@@ -415,4 +409,4 @@ void Stepper::catch_up(const Run& run, std::int64_t row) noexcept {
   decay_moments(*kernels_, run, beta_power(config_.beta1), beta_power(config_.beta2));
 }
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

@@ -1,6 +1,6 @@
 // The work of a step: what to run on which blocks, in phases that the thread pool shares.
 //
-// core/host_step.cpp decides whether a step happens and with which rates; this class finds listed
+// cpu/engine.cpp decides whether a step happens and with which scalars; this class finds listed
 // rows, measures gradients and updates.  It holds scratch memory only: after merge(), which may
 // refuse indices or run out of memory, nothing can fail.
 #pragma once
@@ -10,36 +10,28 @@
 #include <memory>
 #include <vector>
 
+#include "core/engine.hpp"
 #include "core/plan.hpp"
-#include "core/storage.hpp"
+#include "core/rate_folder.hpp"
 #include "cpu/direct.hpp"
 #include "cpu/rows/duplicate_sums.hpp"
 #include "cpu/rows/row_merge.hpp"
 #include "cpu/thread_pool.hpp"
 #include "cpu/tiles.hpp"
-#include "rules/fold_rates.hpp"
 
-namespace adamas::core {
+namespace adamas::cpu {
 
-// The parameters [first, last) and their gradients: all of them, or the one of Optimizer::apply.
-struct Selection {
-  std::size_t first;
-  std::size_t last;
-  const Gradient* grads;    // grads[0] is that of `first`
-  bool has_sparse = false;  // whether any of them is sparse
-
-  const Gradient& grad(std::size_t parameter) const { return grads[parameter - first]; }
-};
+using core::Block;
+using core::Selection;
 
 class Stepper {
  public:
   // Throws std::bad_alloc.
-  void prepare(const AdamConfig& config, Storage& storage, std::size_t rates_count);
+  void prepare(const AdamConfig& config, const std::vector<Tensor>& tensors,
+               std::size_t rates_count);
 
-  // Folds the rates of the step number `step` (from 1) into scalars, with the gradients multiplied
-  // by `factor`; an error if they leave the range of a parameter's type.
-  Status fold(Span<const Rates> rates, const rules::Corrections& corrections, std::int64_t step,
-              double factor) noexcept;
+  // With which scalars update() works.
+  void set_scalars(const core::RateFolder& rates) noexcept;
 
   // Starts on these gradients: finds the listed rows of the sparse ones.  `measured` if measure()
   // will be called.
@@ -47,7 +39,7 @@ class Stepper {
 
   // The sum of squares of all gradients, in an order that only the list of parameters decides, and
   // whether all are finite.
-  cpu::Measure measure() noexcept;
+  SquareSum measure() noexcept;
 
   // Updates parameters and state.
   void update() noexcept;
@@ -59,12 +51,13 @@ class Stepper {
     Scaling listed;
     Scaling unlisted;
     double weight_decay;
+    double factor;  // what gradients are multiplied with
   };
 
   // What a sparse gradient needs, kept from step to step.
   struct Sparse {
     RowMerge merge;
-    RowSums sums;
+    DuplicateSums sums;
     std::vector<double> squares;  // by listed row
   };
 
@@ -94,14 +87,13 @@ class Stepper {
   void update_table(const Block& block) noexcept;
   void catch_up_block(const Block& block) noexcept;
   void catch_up(const Run& run, std::int64_t row) noexcept;
-  double row_mean(const Rows& rows, std::int64_t row) const noexcept;
+  double row_mean(const core::Rows& rows, std::int64_t row) const noexcept;
 
   AdamConfig config_;
-  Storage* storage_ = nullptr;
-  Plan plan_;
+  const std::vector<Tensor>* tensors_ = nullptr;
+  core::Plan plan_;
   std::vector<DirectTensor> direct_;  // by parameter
   int threads_ = 1;
-  bool has_float32_ = false;
   std::vector<Folded> folded_;                   // by rates
   std::vector<double> segment_sums_;             // of the rows that are centralized
   std::vector<double> block_squares_;            // by block; of sparse parameters in the first
@@ -110,9 +102,8 @@ class Stepper {
   std::vector<std::size_t> sparse_parameters_;   // of this step
 
   // Of the step, or of the phase that is running.
-  const cpu::KernelTable* kernels_ = nullptr;
+  const KernelTable* kernels_ = nullptr;
   Selection selection_{};
-  double factor_ = 1.0;
   std::int64_t step_ = 0;
   bool united_ = false;  // whether merge() has run round 3 too, or update() will
   std::atomic<bool> all_finite_{true};
@@ -121,4 +112,4 @@ class Stepper {
   const std::int64_t* chunks_ = nullptr;  // chunk k is blocks [chunks_[k], chunks_[k + 1])
 };
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

@@ -128,7 +128,7 @@ void ThreadPool::work(int lane) noexcept {
   std::uint32_t job = 0;
   for (;;) {
     job = wait_for_job(job);
-    const FloatEnvironment pinned;
+    const core::FloatEnvironment pinned;
     drain(lane, job);
   }
 }

@@ -5,10 +5,10 @@
 #include "cpu/prefetch.hpp"
 #include "rules/low_precision.hpp"
 
-namespace adamas::core {
+namespace adamas::cpu {
 namespace {
 
-struct alignas(kLine) Buffer {
+struct alignas(core::kLine) Buffer {
   unsigned char bytes[kTile * sizeof(double)];  // of either real type
 };
 
@@ -30,13 +30,13 @@ char* state_at(const Tensor& tensor, StateKind kind, std::int64_t element) {
 }
 
 // The parameter's elements in its real type: where they lie, or loaded into `buffer`.
-void* real_param(const cpu::KernelTable& kernels, const Tensor& tensor, std::int64_t begin,
+void* real_param(const KernelTable& kernels, const Tensor& tensor, std::int64_t begin,
                  std::int64_t count, Buffer* buffer) {
   if (!tensor.is_half()) return at(tensor.spec.data, begin, tensor.real);
   if (char* master = state_at(tensor, StateKind::master, begin)) return master;
   auto* values = reinterpret_cast<float*>(buffer->bytes);
-  kernels.load[cpu::half_index(tensor.spec.dtype)](at(tensor.spec.data, begin, tensor.spec.dtype),
-                                                   values, count);
+  kernels.load[half_index(tensor.spec.dtype)](at(tensor.spec.data, begin, tensor.spec.dtype),
+                                              values, count);
   return values;
 }
 
@@ -53,8 +53,8 @@ void for_tiles(const Run& run, std::int64_t length, Visit visit) {
 }
 
 // The arrays of a run; its moments in their stored format.
-cpu::DenseSpan span_of(const Tensor& tensor, std::int64_t begin, std::int64_t count, void* param,
-                       const void* grad) {
+DenseSpan span_of(const Tensor& tensor, std::int64_t begin, std::int64_t count, void* param,
+                  const void* grad) {
   const auto moment = [&](StateKind kind) {
     return tensor.state(kind) + begin * tensor.moment_nbytes();
   };
@@ -67,7 +67,7 @@ cpu::DenseSpan span_of(const Tensor& tensor, std::int64_t begin, std::int64_t co
 }
 
 // Of a run that begins with a block of its scales, if it has any.
-cpu::StoredMoments stored_moments(const Tensor& tensor, std::int64_t begin) {
+StoredMoments stored_moments(const Tensor& tensor, std::int64_t begin) {
   const auto scales = [&](StateKind kind) {
     auto* first = reinterpret_cast<std::uint8_t*>(tensor.state(kind));
     return first == nullptr ? nullptr : first + begin / tensor.scale_block;
@@ -83,7 +83,7 @@ bool GradSource::is_direct(DType real) const {
   return values_ != nullptr && dtype_ == real && !summed;
 }
 
-const void* GradSource::fetch(const cpu::KernelTable& kernels, DType real, std::int64_t begin,
+const void* GradSource::fetch(const KernelTable& kernels, DType real, std::int64_t begin,
                               std::int64_t count, void* buffer) const {
   if (values_ == nullptr) return &kZeros;
   const auto values_of = [&](std::uint32_t place) {
@@ -93,7 +93,7 @@ const void* GradSource::fetch(const cpu::KernelTable& kernels, DType real, std::
   const auto one = [&](std::uint32_t place, void* target) -> const void* {
     const char* values = values_of(place);
     if (dtype_ == real) return values;
-    kernels.load[cpu::half_index(dtype_)](values, static_cast<float*>(target), count);
+    kernels.load[half_index(dtype_)](values, static_cast<float*>(target), count);
     return target;
   };
   const void* first = one(place_, buffer);
@@ -117,19 +117,19 @@ const void* GradSource::fetch(const cpu::KernelTable& kernels, DType real, std::
   for (std::uint32_t place = merge_->next(place_); place != RowMerge::kEnd;
        place = merge_->next(place)) {
     look_ahead();
-    kernels.add[cpu::real_index(real)](buffer, one(place, &converted), count);
+    kernels.add[real_index(real)](buffer, one(place, &converted), count);
   }
   return buffer;
 }
 
-void update_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling,
+void update_run(const KernelTable& kernels, const Run& run, const Scaling& scaling,
                 const double* mean) {
   const Tensor& tensor = *run.tensor;
   const unsigned variant = scaling.variant | (mean == nullptr ? 0U : rules::kCentralize);
-  const auto kernel = kernels.dense[cpu::dense_index(tensor.real, tensor.format)][variant];
+  const auto kernel = kernels.dense[dense_index(tensor.real, tensor.format)][variant];
   const double mean_value = mean == nullptr ? 0.0 : *mean;
   const auto update = [&](std::int64_t begin, std::int64_t count, void* param, const void* grad) {
-    cpu::DenseSpan span = span_of(tensor, begin, count, param, grad);
+    DenseSpan span = span_of(tensor, begin, count, param, grad);
     if (tensor.format != StateFormat::real) {
       span.stored = stored_moments(tensor, begin);
       span.stored.random_key = rules::random_key(scaling.seed, scaling.step, tensor.index);
@@ -149,24 +149,30 @@ void update_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& 
     update(tile.begin, tile.count, param,
            run.source->fetch(kernels, tensor.real, tile.source_begin, tile.count, &grad_buffer));
     if (tensor.is_half()) {
-      kernels.store[cpu::half_index(tensor.spec.dtype)](
+      kernels.store[half_index(tensor.spec.dtype)](
           static_cast<const float*>(param), at(tensor.spec.data, tile.begin, tensor.spec.dtype),
           tile.count);
     }
   });
 }
 
-void decode_moments(const cpu::KernelTable& kernels, const Tensor& tensor, std::int64_t begin,
-                    std::int64_t count, float* moment1, float* moment2) {
-  cpu::DenseSpan span = span_of(tensor, begin, count, nullptr, nullptr);
-  span.stored = stored_moments(tensor, begin);
-  kernels.decode[static_cast<std::size_t>(tensor.format)](span, moment1, moment2);
+void decode_moment(const KernelTable& kernels, const Tensor& tensor, StateKind kind,
+                   float* values) {
+  const std::int64_t length = kTile / tensor.scale_block * tensor.scale_block;
+  for (std::int64_t begin = 0; begin < tensor.spec.count; begin += length) {
+    const std::int64_t count = std::min(length, tensor.spec.count - begin);
+    float moments[2][kTile];
+    DenseSpan span = span_of(tensor, begin, count, nullptr, nullptr);
+    span.stored = stored_moments(tensor, begin);
+    kernels.decode[static_cast<std::size_t>(tensor.format)](span, moments[0], moments[1]);
+    std::copy_n(moments[static_cast<std::size_t>(kind)], count, values + begin);
+  }
 }
 
-double sum_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling) {
+double sum_run(const KernelTable& kernels, const Run& run, const Scaling& scaling) {
   const Tensor& tensor = *run.tensor;
   const bool l2 = (scaling.variant & rules::kL2) != 0;
-  const auto kernel = kernels.row_sum[cpu::real_index(tensor.real)][l2 ? 1 : 0];
+  const auto kernel = kernels.row_sum[real_index(tensor.real)][l2 ? 1 : 0];
   double sum = 0.0;
   for_tiles(run, kTile, [&](const Run& tile) {
     Buffer param_buffer;
@@ -179,23 +185,22 @@ double sum_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& s
   return sum;
 }
 
-cpu::Measure measure_run(const cpu::KernelTable& kernels, const Run& run) {
+SquareSum square_sum_run(const KernelTable& kernels, const Run& run) {
   const DType real = run.tensor->real;
-  cpu::Measure sum{0.0, true};
+  SquareSum sum{0.0, true};
   for_tiles(run, kTile, [&](const Run& tile) {
     Buffer buffer;
     const void* grad = run.source->fetch(kernels, real, tile.source_begin, tile.count, &buffer);
-    const cpu::Measure one = kernels.measure[cpu::real_index(real)](grad, tile.count);
+    const SquareSum one = kernels.square_sum[real_index(real)](grad, tile.count);
     sum = {sum.squares + one.squares, sum.finite && one.finite};
   });
   return sum;
 }
 
-void decay_moments(const cpu::KernelTable& kernels, const Run& run, double factor1,
-                   double factor2) {
-  const auto scale = kernels.scale[cpu::real_index(run.tensor->real)];
+void decay_moments(const KernelTable& kernels, const Run& run, double factor1, double factor2) {
+  const auto scale = kernels.scale[real_index(run.tensor->real)];
   scale(state_at(*run.tensor, StateKind::moment1, run.begin), factor1, run.count);
   scale(state_at(*run.tensor, StateKind::moment2, run.begin), factor2, run.count);
 }
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

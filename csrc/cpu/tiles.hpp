@@ -8,11 +8,12 @@
 #include "core/storage.hpp"
 #include "cpu/kernels/kernel_table.hpp"
 #include "cpu/rows/row_merge.hpp"
+#include "rules/ordered_sum.hpp"
 
-namespace adamas::core {
+namespace adamas::cpu {
 
-// Elements per tile.  Sums are taken tile by tile, so this number is part of the bits.
-inline constexpr std::int64_t kTile = 1024;
+using core::Tensor;
+using rules::kTile;
 
 // Where the gradient of a run comes from.
 class GradSource {
@@ -37,8 +38,8 @@ class GradSource {
 
   // The elements [begin, begin + count) in type `real`: where they lie, or put into `buffer`.
   // Up to kTile elements, more if is_direct().
-  const void* fetch(const cpu::KernelTable& kernels, DType real, std::int64_t begin,
-                    std::int64_t count, void* buffer) const;
+  const void* fetch(const KernelTable& kernels, DType real, std::int64_t begin, std::int64_t count,
+                    void* buffer) const;
 
  private:
   const void* values_ = nullptr;
@@ -59,28 +60,26 @@ struct Run {
 
 // The scalars of a run and the choices that go with them.
 struct Scaling {
-  cpu::StepScalars scalars;
+  StepScalars scalars;
   unsigned variant;    // without kCentralize
   std::uint64_t seed;  // of stochastic rounding, with the step
   std::int64_t step;
 };
 
 // Updates a run; a non-null `mean` is subtracted from its gradient.
-void update_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling,
+void update_run(const KernelTable& kernels, const Run& run, const Scaling& scaling,
                 const double* mean = nullptr);
 
-// Decodes the moments of elements [begin, begin + count) of a tensor whose format is not `real`,
-// and whose first scale is that of `begin`.
-void decode_moments(const cpu::KernelTable& kernels, const Tensor& tensor, std::int64_t begin,
-                    std::int64_t count, float* moment1, float* moment2);
+// Decodes a moment of a tensor whose format is not `real`.
+void decode_moment(const KernelTable& kernels, const Tensor& tensor, StateKind kind, float* values);
 
 // The sum of the gradients of a run as the rule sees them, tile by tile from first to last.
-double sum_run(const cpu::KernelTable& kernels, const Run& run, const Scaling& scaling);
+double sum_run(const KernelTable& kernels, const Run& run, const Scaling& scaling);
 
 // The sum of squares of the gradients of a run as they came, likewise.
-cpu::Measure measure_run(const cpu::KernelTable& kernels, const Run& run);
+SquareSum square_sum_run(const KernelTable& kernels, const Run& run);
 
 // Multiplies the moments of a run by beta^missed each (RowPolicy::catch_up).
-void decay_moments(const cpu::KernelTable& kernels, const Run& run, double factor1, double factor2);
+void decay_moments(const KernelTable& kernels, const Run& run, double factor1, double factor2);
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

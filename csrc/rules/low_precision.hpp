@@ -64,6 +64,9 @@ ADAMAS_RULE std::uint32_t random16_of_moment2(std::uint32_t random) { return ran
 ADAMAS_RULE std::uint32_t random20_of_moment1(std::uint32_t random) { return random >> 12; }
 ADAMAS_RULE std::uint32_t random20_of_moment2(std::uint32_t random) { return random & 0xfffffU; }
 
+// The most elements that share a scale.
+constexpr int kLargestScaleBlock = 256;
+
 constexpr std::uint32_t kNoScale = 255U;
 
 // Magnitudes compare as their bits do; those of NaN are the largest.

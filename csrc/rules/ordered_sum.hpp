@@ -1,16 +1,20 @@
 // Sums over many values, in double and in an order that is a promise: the same on every instruction
 // set and device.
 //
-// Value i is added to lane i % kLanes, and the lanes are then added as a tree.
+// Value i is added to lane i % kLanes, and the lanes are then added as a tree.  Longer arrays are
+// summed in tiles, and those of whole parameters in blocks of tiles, from first to last.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "rules/arithmetic.hpp"
 
 namespace adamas::rules {
 
 inline constexpr int kLanes = 16;
+inline constexpr std::int64_t kTile = 1024;    // elements
+inline constexpr std::int64_t kBlock = 16384;  // elements
 
 // Adds up the lanes, in place.
 ADAMAS_RULE double tree_sum(double* lanes) {

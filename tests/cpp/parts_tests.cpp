@@ -15,18 +15,18 @@
 #include "core/locks.hpp"
 #include "core/memory.hpp"
 #include "core/plan.hpp"
-#include "cpu/rows/row_merge.hpp"
-#include "cpu/rows/duplicate_sums.hpp"
 #include "core_tests.hpp"
 #include "cpu/kernels/isa.hpp"
+#include "cpu/rows/duplicate_sums.hpp"
+#include "cpu/rows/row_merge.hpp"
 #include "cpu/thread_pool.hpp"
 #include "rules/beta_power.hpp"
 
 namespace adamas::tests {
 namespace {
 
-using core::ListedRow;
-using core::RowMerge;
+using cpu::ListedRow;
+using cpu::RowMerge;
 using EntriesOfRow = std::map<std::int64_t, std::vector<std::uint32_t>>;
 
 std::int64_t random_in(std::int64_t first, std::int64_t last, std::mt19937_64& random) {
@@ -88,7 +88,7 @@ void check_merge(const RowMerge& merge, const EntriesOfRow& wanted, bool sorted)
 
 // From a row on, the walk meets what the map lists from there on.
 void check_walk(const RowMerge& merge, const EntriesOfRow& wanted, std::int64_t from) {
-  core::ListedRows walk(merge, from);
+  cpu::ListedRows walk(merge, from);
   for (auto row = wanted.lower_bound(from); row != wanted.end(); ++row) {
     CHECK(walk.get() != nullptr);
     CHECK(walk.get()->row == row->first);
@@ -115,12 +115,12 @@ std::vector<Index> random_indices(std::int64_t count, std::int64_t table_rows,
 void check_sums(const RowMerge& merge, const EntriesOfRow& wanted, std::int64_t count) {
   std::vector<float> values(static_cast<std::size_t>(2 * count));
   std::iota(values.begin(), values.end(), 1.0F);
-  core::RowSums sums;
+  cpu::DuplicateSums sums;
   sums.prepare(count, 2, DType::float32);
   const Gradient grad{values.data(), nullptr, DType::float32};
   for (std::int64_t p = 0; p < merge.partitions(); ++p) sums.sum(cpu::kernels(), merge, grad, p);
   for (std::int64_t p = 0; p < merge.partitions(); ++p) {
-    for (const core::ListedRow* row = merge.begin(p); row != merge.end(p); ++row) {
+    for (const cpu::ListedRow* row = merge.begin(p); row != merge.end(p); ++row) {
       if (row->first == row->last) continue;
       float sum[2] = {};
       for (const std::uint32_t entry : wanted.at(row->row)) {

@@ -21,9 +21,6 @@ constexpr std::size_t dense_index(DType real, StateFormat format) {
 }
 constexpr std::size_t half_index(DType half) { return half == DType::bfloat16 ? 1 : 0; }
 
-// The most elements that share a scale (StateFormat::int8).
-inline constexpr std::int64_t kLargestScaleBlock = 256;
-
 // How the moments of a run are stored if not in its real type.
 struct StoredMoments {
   std::uint8_t* scales1 = nullptr;  // int8: of the blocks of the run, which it begins with
@@ -58,11 +55,11 @@ using DenseKernel = void (*)(const DenseSpan& span, const StepScalars& scalars, 
 using RowSumKernel = double (*)(const DenseSpan& span, const StepScalars& scalars);
 
 // The sum of squares of a run, in a fixed order of additions, and whether all are finite.
-struct Measure {
+struct SquareSum {
   double squares;
   bool finite;
 };
-using MeasureKernel = Measure (*)(const void* values, std::int64_t count);
+using SquareSumKernel = SquareSum (*)(const void* values, std::int64_t count);
 
 // sum[i] += values[i]
 using AddKernel = void (*)(void* sum, const void* values, std::int64_t count);
@@ -80,7 +77,7 @@ using DecodeKernel = void (*)(const DenseSpan& span, float* moment1, float* mome
 struct KernelTable {
   DenseKernel dense[kDenseTypes][rules::kVariants];
   RowSumKernel row_sum[kReals][2];  // without and with kL2
-  MeasureKernel measure[kReals];
+  SquareSumKernel square_sum[kReals];
   AddKernel add[kReals];
   ScaleKernel scale[kReals];
   LoadKernel load[kHalves];

@@ -122,8 +122,8 @@ void dense_bfloat16(const DenseSpan& span, const StepScalars& step_scalars, doub
 
 // The moments of a block of 8-bit floats, decoded.
 struct BlockMoments {
-  alignas(64) float moment1[kLargestScaleBlock];
-  alignas(64) float moment2[kLargestScaleBlock];
+  alignas(64) float moment1[rules::kLargestScaleBlock];
+  alignas(64) float moment2[rules::kLargestScaleBlock];
 };
 
 // The biased exponents of the scales of a block.
@@ -242,7 +242,7 @@ double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
 // A difference of a value with itself is 0, or NaN if the value is not finite; so is their sum.
 // Squares of float32 numbers do not overflow a double: there the sum of squares tells.
 template <class Real>
-Measure measure(const void* source, std::int64_t count) {
+SquareSum square_sum(const void* source, std::int64_t count) {
   constexpr bool is_double = sizeof(Real) == sizeof(double);
   const Real* __restrict values = static_cast<const Real*>(source);
   const std::int64_t whole = count - count % kLanes;
@@ -329,7 +329,7 @@ constexpr void fill_real(KernelTable& table, DType real) {
   const std::size_t i = real_index(real);
   table.row_sum[i][0] = row_sum<Real, 0>;
   table.row_sum[i][1] = row_sum<Real, rules::kL2>;
-  table.measure[i] = measure<Real>;
+  table.square_sum[i] = square_sum<Real>;
   table.add[i] = add<Real>;
   table.scale[i] = scale<Real>;
 }

@@ -6,7 +6,7 @@
 
 #include "cpu/prefetch.hpp"
 
-namespace adamas::core {
+namespace adamas::cpu {
 namespace {
 
 constexpr std::size_t kMaxRow = 4096;  // bytes; longer rows stream by themselves
@@ -16,7 +16,7 @@ constexpr std::ptrdiff_t kAhead = 48;  // entries between prefetch and use
 
 }  // namespace
 
-void RowSums::prepare(std::int64_t entries, std::int64_t row_length, DType real) {
+void DuplicateSums::prepare(std::int64_t entries, std::int64_t row_length, DType real) {
   real_ = real;
   row_length_ = row_length;
   row_nbytes_ = static_cast<std::size_t>(row_length) * item_size(real);
@@ -30,8 +30,8 @@ void RowSums::prepare(std::int64_t entries, std::int64_t row_length, DType real)
   }
 }
 
-void RowSums::sum(const cpu::KernelTable& kernels, const RowMerge& merge, const Gradient& grad,
-                  std::int64_t partition) noexcept {
+void DuplicateSums::sum(const KernelTable& kernels, const RowMerge& merge, const Gradient& grad,
+                        std::int64_t partition) noexcept {
   const ListedRow* const rows = merge.begin(partition);
   const RowMerge::Entry* const end = merge.entries_end(partition);
   const RowMerge::Entry* const first = merge.entries_begin(partition);
@@ -44,7 +44,7 @@ void RowSums::sum(const cpu::KernelTable& kernels, const RowMerge& merge, const 
     return static_cast<const char*>(grad.values) + entry.index * grad_nbytes;
   };
   const bool converts = grad.dtype != real_;
-  alignas(kLine) float converted[kMaxRow / sizeof(float)];
+  alignas(core::kLine) float converted[kMaxRow / sizeof(float)];
   for (const RowMerge::Entry* entry = first; entry != end; ++entry) {
     if (end - entry > kAhead) prefetch_run<CacheLevel::second>(values(entry[kAhead]), grad_nbytes);
     const ListedRow& row = rows[entry->listed];
@@ -56,13 +56,13 @@ void RowSums::sum(const cpu::KernelTable& kernels, const RowMerge& merge, const 
     const void* one = values(*entry);
     if (converts) {
       float* target = is_first ? reinterpret_cast<float*>(sum) : converted;
-      kernels.load[cpu::half_index(grad.dtype)](one, target, row_length_);
+      kernels.load[half_index(grad.dtype)](one, target, row_length_);
       one = converted;
     } else if (is_first) {
       std::memcpy(sum, one, row_nbytes_);
     }
-    if (!is_first) kernels.add[cpu::real_index(real_)](sum, one, row_length_);
+    if (!is_first) kernels.add[real_index(real_)](sum, one, row_length_);
   }
 }
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

@@ -12,16 +12,16 @@
 #include "cpu/kernels/kernel_table.hpp"
 #include "cpu/rows/row_merge.hpp"
 
-namespace adamas::core {
+namespace adamas::cpu {
 
-class RowSums {
+class DuplicateSums {
  public:
   // Reserves memory.  Long rows are not worth it, nor is very much of it: then has() is false.
   // Throws std::bad_alloc.
   void prepare(std::int64_t entries, std::int64_t row_length, DType real);
 
   // Sums the repeated rows of a partition, if its merge is not sorted.
-  void sum(const cpu::KernelTable& kernels, const RowMerge& merge, const Gradient& grad,
+  void sum(const KernelTable& kernels, const RowMerge& merge, const Gradient& grad,
            std::int64_t partition) noexcept;
 
   bool has() const { return has_; }
@@ -40,8 +40,8 @@ class RowSums {
   DType real_ = DType::float32;
   std::int64_t row_length_ = 0;
   std::size_t row_nbytes_ = 0;
-  ZeroedBlock sums_;                  // mapped, but not touched before it is needed
+  core::ZeroedBlock sums_;            // mapped, but not touched before it is needed
   std::vector<std::uint32_t> slots_;  // by listed row
 };
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

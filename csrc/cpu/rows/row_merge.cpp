@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace adamas::core {
+namespace adamas::cpu {
 namespace {
 
 constexpr std::int64_t kSegment = 8192;   // entries per task of rounds 1 and 2
@@ -181,4 +181,4 @@ void ListedRows::skip_empty() {
   }
 }
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

@@ -11,7 +11,7 @@
 
 #include "adamas/types.hpp"
 
-namespace adamas::core {
+namespace adamas::cpu {
 
 // A listed row and the places of its entries: first, then next(first), and so on to kEnd.
 struct ListedRow {
@@ -107,4 +107,4 @@ class ListedRows {
   const ListedRow* at_;
 };
 
-}  // namespace adamas::core
+}  // namespace adamas::cpu

@@ -3,7 +3,7 @@
 // libadamas_cuda.so fills it with the CUDA runtime and kernels (runtime.cu); the tests fill it with
 // host memory and loops (emulated.cpp), so that everything above it runs without a GPU.  Both are
 // loaded at run time (library.cpp) and know nothing of the optimizer but this file and
-// kernel_args.hpp: change kAbi with either.  No function throws, prints or exits.
+// kernels/args.hpp: change kAbi with either.  No function throws, prints or exits.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@
 
 namespace adamas::cuda {
 
-inline constexpr int kAbi = 2;
+inline constexpr int kAbi = 3;
 
 // Error codes of the device; 0: none.
 using Error = int;
@@ -25,16 +25,16 @@ using Event = void*;
 enum class Kernel : std::int32_t {
   store,          // StoreArgs: bytes that come as arguments
   load_master,    // LoadMasterArgs: float32 copies of 16-bit parameters
-  dense,          // DenseArgs: chunks of parameters with dense gradients; by `types`
+  dense,          // DenseArgs: slices of parameters with dense gradients; by `types`
   table,          // TableArgs: rows of one parameter; by the real type of types.param
   row_sums,       // RowSumsArgs: of centralized parameters
   row_means,      // RowMeansArgs
-  measure,        // MeasureArgs: sums of squares by block
+  block_squares,  // BlockSquaresArgs: sums of squares by block
   decide,         // DecideArgs: whether and with which scalars a step is made
   index_rows,     // IndexRowsArgs: checks the rows of a sparse gradient
   mark_heads,     // MarkHeadsArgs: where each listed row begins among the sorted entries
-  measure_rows,   // MeasureRowsArgs: sums of squares by listed row
-  sum_rows,       // SumRowsArgs: the sum of these
+  row_squares,    // RowSquaresArgs: sums of squares by listed row
+  total_squares,  // TotalSquaresArgs: the sum of these
   set_row_steps,  // SetRowStepsArgs
   add_row_steps,  // AddRowStepsArgs
 };

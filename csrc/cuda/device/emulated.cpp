@@ -193,7 +193,7 @@ template <class Body>
 Error run_kernel(const typename Body::Args& args, std::int64_t blocks) {
   static_assert(sizeof(typename Body::Args) <= 4096, "the limit of CUDA");
   static_assert(sizeof(typename Body::Shared) <= 48 * 1024, "the limit of CUDA");
-  const cpu::FloatEnvironment pinned;
+  const core::FloatEnvironment pinned;
   std::vector<char> shared(sizeof(typename Body::Shared) + 64);
   auto* memory =
       reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(shared.data()) + 63) / 64 * 64);
@@ -310,36 +310,41 @@ Error is_finished(Event event, bool* finished) {
   return wait_for_event(event);
 }
 
-constexpr DeviceApi kApi = {
-    kAbi,
-    "emulated",
-    kNoMemory,
-    error_text,
-    count,
-    current,
-    select,
-    device_of,
-    is_capturing,
-    allocate,
-    release,
-    copy,
-    fill,
-    launch,
-    sort,
-    scan,
-    allocate_pinned,
-    release_pinned,
-    create_handle,
-    destroy_handle,
-    wait_for_stream,
-    wait_for_device,
-    create_handle,
-    destroy_handle,
-    record,
-    wait_in_stream,
-    wait_for_event,
-    is_finished,
-};
+// By name: functions of the same type could change places unseen.
+constexpr DeviceApi make_api() {
+  DeviceApi api{};
+  api.abi = kAbi;
+  api.name = "emulated";
+  api.no_memory = kNoMemory;
+  api.error_text = error_text;
+  api.count = count;
+  api.current = current;
+  api.select = select;
+  api.device_of = device_of;
+  api.is_capturing = is_capturing;
+  api.allocate = allocate;
+  api.release = release;
+  api.copy = copy;
+  api.fill = fill;
+  api.launch = launch;
+  api.sort = sort;
+  api.scan = scan;
+  api.allocate_pinned = allocate_pinned;
+  api.release_pinned = release_pinned;
+  api.create_stream = create_handle;
+  api.destroy_stream = destroy_handle;
+  api.wait_for_stream = wait_for_stream;
+  api.wait_for_device = wait_for_device;
+  api.create_event = create_handle;
+  api.destroy_event = destroy_handle;
+  api.record = record;
+  api.wait_in_stream = wait_in_stream;
+  api.wait_for_event = wait_for_event;
+  api.is_finished = is_finished;
+  return api;
+}
+
+constexpr DeviceApi kApi = make_api();
 
 }  // namespace
 }  // namespace adamas::cuda

@@ -27,15 +27,15 @@ class Layout {
   std::size_t size_ = 0;
 };
 
-// Reserves what `lay_out` takes, and places its arrays.
+// Reserves what `take_arrays` takes, and hands it out.
 template <class LayOut>
-void place(Queue& queue, Buffer& buffer, LayOut lay_out) {
+void lay_out(Queue& queue, Buffer& buffer, LayOut take_arrays) {
   Layout sizes(nullptr);
-  lay_out(sizes);
+  take_arrays(sizes);
   buffer.reserve(queue, sizes.size());
   if (queue.error() != 0) return;
   Layout places(buffer.as<char>());
-  lay_out(places);
+  take_arrays(places);
 }
 
 }  // namespace adamas::cuda

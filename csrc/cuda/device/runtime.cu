@@ -137,36 +137,41 @@ Error is_finished(Event event, bool* finished) {
   return error == cudaErrorNotReady ? result(error), 0 : result(error);
 }
 
-constexpr DeviceApi kApi = {
-    kAbi,
-    "cuda",
-    static_cast<Error>(cudaErrorMemoryAllocation),
-    error_text,
-    count,
-    current,
-    select,
-    device_of,
-    is_capturing,
-    allocate,
-    release,
-    copy,
-    fill,
-    launch,
-    sort,
-    scan,
-    allocate_pinned,
-    release_pinned,
-    create_stream,
-    destroy_stream,
-    wait_for_stream,
-    wait_for_device,
-    create_event,
-    destroy_event,
-    record,
-    wait_in_stream,
-    wait_for_event,
-    is_finished,
-};
+// By name: functions of the same type could change places unseen.
+constexpr DeviceApi make_api() {
+  DeviceApi api{};
+  api.abi = kAbi;
+  api.name = "cuda";
+  api.no_memory = static_cast<Error>(cudaErrorMemoryAllocation);
+  api.error_text = error_text;
+  api.count = count;
+  api.current = current;
+  api.select = select;
+  api.device_of = device_of;
+  api.is_capturing = is_capturing;
+  api.allocate = allocate;
+  api.release = release;
+  api.copy = copy;
+  api.fill = fill;
+  api.launch = launch;
+  api.sort = sort;
+  api.scan = scan;
+  api.allocate_pinned = allocate_pinned;
+  api.release_pinned = release_pinned;
+  api.create_stream = create_stream;
+  api.destroy_stream = destroy_stream;
+  api.wait_for_stream = wait_for_stream;
+  api.wait_for_device = wait_for_device;
+  api.create_event = create_event;
+  api.destroy_event = destroy_event;
+  api.record = record;
+  api.wait_in_stream = wait_in_stream;
+  api.wait_for_event = wait_for_event;
+  api.is_finished = is_finished;
+  return api;
+}
+
+constexpr DeviceApi kApi = make_api();
 
 }  // namespace
 }  // namespace adamas::cuda

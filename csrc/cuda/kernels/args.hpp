@@ -5,17 +5,13 @@
 #include <cstdint>
 
 #include "adamas/types.hpp"
+#include "cuda/kernels/sizes.hpp"
+#include "rules/decision.hpp"
 #include "rules/fold_rates.hpp"
 
 namespace adamas::cuda {
 
 inline constexpr std::uint32_t kNone = ~std::uint32_t{0};
-
-// What the order of sums and the layout of moments depend on, as in core/ and cpu/ (stepper.cpp
-// compares).
-inline constexpr std::int64_t kSumTile = 1024;
-inline constexpr std::int64_t kSumBlock = 16384;
-inline constexpr int kMaxScaleBlock = 256;
 
 // One parameter.
 struct TensorEntry {
@@ -45,8 +41,8 @@ struct GradEntry {
   DType dtype;
 };
 
-// A run of elements of one parameter.
-struct Chunk {
+// Neighbours in one parameter that one block of threads works on: elements, or segments of rows.
+struct Slice {
   std::int64_t begin;
   std::int32_t count;
   std::int32_t tensor;
@@ -56,8 +52,7 @@ struct Chunk {
 using rules::Folded;
 using RateEntry = rules::FoldedRates;
 
-// Why the device refused to make a step.
-enum class Refusal : std::int32_t { none, scalars, not_finite, norm };
+using rules::Refusal;
 
 // The state of an optimizer whose steps are decided on the device.
 struct Control {
@@ -69,7 +64,7 @@ struct Control {
   float power2;
   std::int32_t goes;  // whether the step at hand is made
   std::int32_t last_step_skipped;
-  std::int32_t not_finite;  // set by `measure`, cleared by `decide`
+  std::int32_t not_finite;  // set by `block_squares` or `row_squares`, cleared by `decide`
   Refusal refusal;          // the first that was not reported yet
 };
 
@@ -103,7 +98,7 @@ struct LoadMasterArgs {
 
 struct DenseArgs {
   StepArgs step;
-  const Chunk* chunks;
+  const Slice* slices;
   std::int64_t count;
 };
 
@@ -138,7 +133,7 @@ struct TableArgs {
 
 struct RowSumsArgs {
   StepArgs step;
-  const Chunk* works;  // `begin`: the first segment, `count` segments of a tensor
+  const Slice* segments;
   std::int64_t count;
 };
 
@@ -148,9 +143,9 @@ struct RowMeansArgs {
   std::int64_t rows;
 };
 
-struct MeasureArgs {
+struct BlockSquaresArgs {
   const GradEntry* grads;
-  const Chunk* blocks;
+  const Slice* blocks;
   std::int64_t count;
   double* squares;  // by block
   Control* control;
@@ -185,7 +180,7 @@ struct MarkHeadsArgs {
   std::uint32_t* first;  // by row; may be null
 };
 
-struct MeasureRowsArgs {
+struct RowSquaresArgs {
   SortedRows sorted;
   const std::uint32_t* ranks;  // by place: how many rows begin up to here
   GradEntry grad;
@@ -195,7 +190,7 @@ struct MeasureRowsArgs {
   Control* control;
 };
 
-struct SumRowsArgs {
+struct TotalSquaresArgs {
   const double* values;
   const std::uint32_t* count;  // null: none
   double* sum;

@@ -1,7 +1,5 @@
 // Decides on the device whether a step is made, and with which scalars: so that clipping, skipping
-// and captured graphs need not wait for the host.
-//
-// The same decisions in the same order as Optimizer::Impl::update_on_host of core/host_step.cpp.
+// and captured graphs need not wait for the host.  cpu/engine.cpp decides likewise.
 #pragma once
 
 #include "cuda/kernels/sums.hpp"
@@ -44,13 +42,11 @@ struct OrderedSum {
 
 struct Decide {
   using Args = DecideArgs;
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = kItemThreads;
   struct Shared {
     OrderedSum sum;
     rules::Corrections corrections;
-    double factor;
-    double norm;
-    bool clips;
+    rules::Decision decision;
     bool fits;  // whether all scalars are finite
     bool ends;  // whether the step is not made
   };
@@ -66,7 +62,7 @@ struct Decide {
       if (thread == 0) decide(args, shared);
     });
     cta.sync();
-    if (shared.clips) fold_all(args, cta, shared);
+    if (shared.decision.clips && !shared.ends) fold_all(args, cta, shared);
     cta.each([&](int thread) {
       if (thread == 0) commit(args, shared);
     });
@@ -76,11 +72,10 @@ struct Decide {
     Control& control = *args.control;
     const AdamConfig& config = args.config;
     const std::int64_t step = control.step + 1;
-    shared.factor = rules::divide(1.0, *args.loss_scale);
-    shared.clips = false;
+    shared.decision = {Refusal::none, false, false, control.last_grad_norm,
+                       rules::unclipped_factor(*args.loss_scale)};
     shared.fits = true;
     shared.ends = false;
-    shared.norm = control.last_grad_norm;
     shared.corrections = {};
     if (!config.bias_correction) return;
     if (config.numerics == Numerics::standard) {
@@ -103,8 +98,8 @@ struct Decide {
   ADAMAS_DEVICE static void fold_all(const Args& args, Cta cta, Shared& shared) {
     cta.each([&](int thread) {
       for (int k = thread; k < args.rates_count; k += kThreads) {
-        if (!rules::fold_rates(args.config, args.rates[k], shared.corrections, shared.factor,
-                               args.has_float32, &args.entries[k])) {
+        if (!rules::fold_rates(args.config, args.rates[k], shared.corrections,
+                               shared.decision.factor, args.has_float32, &args.entries[k])) {
           shared.fits = false;
         }
       }
@@ -121,22 +116,16 @@ struct Decide {
     if (!shared.fits) return refuse(args, shared, Refusal::scalars);
     if (!args.measured) return;
     Control& control = *args.control;
-    const bool finite = control.not_finite == 0;
-    const double norm = rules::divide(rules::square_root(shared.sum.lanes[0]), *args.loss_scale);
-    if (!finite && args.config.skip_nonfinite) {
-      control.last_grad_norm = norm;
-      control.last_step_skipped = 1;
-      ++control.skipped_steps;
-      shared.ends = true;
-      return;
+    shared.decision =
+        rules::decide(args.config, *args.loss_scale, shared.sum.lanes[0], control.not_finite == 0);
+    if (shared.decision.refusal != Refusal::none) {
+      return refuse(args, shared, shared.decision.refusal);
     }
-    if (!finite) return refuse(args, shared, Refusal::not_finite);
-    shared.norm = norm;
-    const double largest = args.config.max_grad_norm;
-    if (!(largest > 0.0 && norm > largest)) return;
-    if (norm - norm != 0) return refuse(args, shared, Refusal::norm);
-    shared.clips = true;
-    shared.factor = rules::divide(rules::divide(largest, norm), *args.loss_scale);
+    if (!shared.decision.skips) return;
+    control.last_grad_norm = shared.decision.norm;
+    control.last_step_skipped = 1;
+    ++control.skipped_steps;
+    shared.ends = true;
   }
 
   ADAMAS_DEVICE static void commit(const Args& args, Shared& shared) {
@@ -145,17 +134,17 @@ struct Decide {
     if (!shared.ends && !shared.fits) refuse(args, shared, Refusal::scalars);
     control.goes = shared.ends ? 0 : 1;
     if (shared.ends) return;
-    control.last_grad_norm = shared.norm;
+    control.last_grad_norm = shared.decision.norm;
     control.last_step_skipped = 0;
     ++control.step;
   }
 };
 
 // The sum of the squares of the rows of one sparse gradient.
-struct SumRows {
-  using Args = SumRowsArgs;
+struct TotalSquares {
+  using Args = TotalSquaresArgs;
   using Shared = OrderedSum;
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = kItemThreads;
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
     const std::int64_t count = args.count == nullptr ? 0 : *args.count;

@@ -1,4 +1,4 @@
-// The element-wise update of parameters with dense gradients, one chunk for each block of threads.
+// The element-wise update of parameters with dense gradients, one slice for each block of threads.
 #pragma once
 
 #include "cuda/kernels/elements.hpp"
@@ -10,7 +10,7 @@ template <class P, class G, class M>
 struct Dense {
   using Args = DenseArgs;
   struct Shared {};
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = kItemThreads;
   // Enough bytes in flight to hide the latency of memory, few enough registers for it.
   static constexpr int kBlocksAtOnce = sizeof(typename StoredAs<P>::Real) == sizeof(float) ? 3 : 2;
 
@@ -20,7 +20,7 @@ struct Dense {
   template <class T>
   using Bits = typename StoredAs<T>::Bits;
 
-  // What a thread needs to know of its chunk.  Copies, which stay in registers: after each store
+  // What a thread needs to know of its slice.  Copies, which stay in registers: after each store
   // the tables would have to be read again.
   struct Work {
     Bits<P>* param;
@@ -45,8 +45,8 @@ struct Dense {
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared&) {
     if (!goes(args.step.control)) return;
     for (std::int64_t k = cta.block(); k < args.count; k += cta.blocks()) {
-      const Chunk chunk = args.chunks[k];
-      cta.each([&](int thread) { update_chunk(args.step, chunk, thread); });
+      const Slice slice = args.slices[k];
+      cta.each([&](int thread) { update_slice(args.step, slice, thread); });
     }
   }
 
@@ -55,12 +55,12 @@ struct Dense {
     return reinterpret_cast<std::uintptr_t>(data + i) % (kWidth * sizeof(T)) == 0;
   }
 
-  ADAMAS_DEVICE static Work prepare(const StepArgs& step, const Chunk& chunk) {
-    const TensorEntry& tensor = step.tensors[chunk.tensor];
+  ADAMAS_DEVICE static Work prepare(const StepArgs& step, const Slice& slice) {
+    const TensorEntry& tensor = step.tensors[slice.tensor];
     const Folded& folded = rates_of(step, tensor).listed;
     Work work{};
     work.param = bits_at<P>(tensor.param, 0);
-    work.grad = bits_at<G>(step.grads[chunk.tensor].values, 0);
+    work.grad = bits_at<G>(step.grads[slice.tensor].values, 0);
     work.moment1 = bits_at<M>(tensor.moment1, 0);
     work.moment2 = bits_at<M>(tensor.moment2, 0);
     work.variant = folded.variant | (tensor.means == nullptr ? 0U : rules::kCentralize);
@@ -73,16 +73,16 @@ struct Dense {
     return work;
   }
 
-  ADAMAS_DEVICE static void update_chunk(const StepArgs& step, const Chunk& chunk, int thread) {
-    Work work = prepare(step, chunk);
+  ADAMAS_DEVICE static void update_slice(const StepArgs& step, const Slice& slice, int thread) {
+    Work work = prepare(step, slice);
     // Elements before the first that a wide access of the parameter may begin with.
-    const auto address = reinterpret_cast<std::uintptr_t>(work.param + chunk.begin);
+    const auto address = reinterpret_cast<std::uintptr_t>(work.param + slice.begin);
     const int past = static_cast<int>(address / sizeof(Bits<P>) % kWidth);
     const int before = past == 0 ? 0 : kWidth - past;
-    const int head = before < chunk.count ? before : chunk.count;
-    const int packs = (chunk.count - head) / kWidth;
-    const int rest = chunk.count - packs * kWidth;
-    const std::int64_t first = chunk.begin + head;
+    const int head = before < slice.count ? before : slice.count;
+    const int packs = (slice.count - head) / kWidth;
+    const int rest = slice.count - packs * kWidth;
+    const std::int64_t first = slice.begin + head;
     work.aligned_grad = is_aligned(work.grad, first);
     work.aligned_moment1 = is_aligned(work.moment1, first);
     work.aligned_moment2 = is_aligned(work.moment2, first);
@@ -92,7 +92,7 @@ struct Dense {
       update<kWidth>(work, first + std::int64_t{k} * kWidth);
     }
     for (int k = thread; k < rest; k += kThreads) {
-      update<1>(work, k < head ? chunk.begin + k : chunk.begin + packs * kWidth + k);
+      update<1>(work, k < head ? slice.begin + k : slice.begin + packs * kWidth + k);
     }
   }
 

@@ -62,18 +62,18 @@ Error start_kernel(Kernel kernel, const KernelTypes& types, Start start) {
       return start.template run<RowSums>();
     case Kernel::row_means:
       return start.template run<RowMeans>();
-    case Kernel::measure:
-      return start.template run<Measure>();
+    case Kernel::block_squares:
+      return start.template run<BlockSquares>();
     case Kernel::decide:
       return start.template run<Decide>();
     case Kernel::index_rows:
       return start.template run<IndexRows>();
     case Kernel::mark_heads:
       return start.template run<MarkHeads>();
-    case Kernel::measure_rows:
-      return start.template run<MeasureRows>();
-    case Kernel::sum_rows:
-      return start.template run<SumRows>();
+    case Kernel::row_squares:
+      return start.template run<RowSquares>();
+    case Kernel::total_squares:
+      return start.template run<TotalSquares>();
     case Kernel::set_row_steps:
       return start.template run<SetRowSteps>();
     case Kernel::add_row_steps:

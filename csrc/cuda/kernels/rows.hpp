@@ -11,7 +11,7 @@ template <class Derived, class Arguments>
 struct ForEach {
   using Args = Arguments;
   struct Shared {};
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = kItemThreads;
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared&) {
     cta.each([&](int thread) {
@@ -76,15 +76,15 @@ struct AddRowSteps : ForEach<AddRowSteps, AddRowStepsArgs> {
 };
 
 // The squares of each listed row, a group of threads for each place where a row begins.
-struct MeasureRows {
-  using Args = MeasureRowsArgs;
+struct RowSquares {
+  using Args = RowSquaresArgs;
   using Shared = GroupSums;
   static constexpr int kThreads = kSumThreads;
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
     const std::int64_t places = args.sorted.count;
-    for (std::int64_t k = cta.block() * kGroups; k < places; k += cta.blocks() * kGroups) {
-      for (std::int64_t begin = 0; begin < args.row_length || begin == 0; begin += kSumTile) {
+    for (std::int64_t k = cta.block() * kSumGroups; k < places; k += cta.blocks() * kSumGroups) {
+      for (std::int64_t begin = 0; begin < args.row_length || begin == 0; begin += kTile) {
         cta.each([&](int thread) {
           const std::int64_t place = k + thread / kLanes;
           bool finite = true;
@@ -100,7 +100,7 @@ struct MeasureRows {
         cta.sync();
         cta.each([&](int thread) {
           const std::int64_t place = k + thread;
-          if (thread >= kGroups || place >= places || !begins(args.sorted, place)) return;
+          if (thread >= kSumGroups || place >= places || !begins(args.sorted, place)) return;
           double* sum = &args.squares[args.ranks[place] - 1];
           const double tile = rules::tree_sum(shared.lanes[thread]);
           *sum = begin == 0 ? 0.0 + tile : *sum + tile;
@@ -121,8 +121,7 @@ struct MeasureRows {
         args.grad.values,          args.grad.dtype,
         args.sorted.entry + place, Table<Real>::entries_from(args.sorted, place),
         args.row_length,           0};
-    const std::int64_t end =
-        begin + kSumTile < args.row_length ? begin + kSumTile : args.row_length;
+    const std::int64_t end = begin + kTile < args.row_length ? begin + kTile : args.row_length;
     return square_lane([&](std::int64_t i) { return static_cast<double>(grad.at(i)); }, begin, end,
                        lane, finite);
   }

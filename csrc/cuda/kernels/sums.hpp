@@ -9,13 +9,14 @@
 
 namespace adamas::cuda {
 
+using rules::kBlock;
 using rules::kLanes;
+using rules::kTile;
 
-inline constexpr int kGroups = 16;  // of threads: as many as a block has tiles
-inline constexpr int kSumThreads = kGroups * kLanes;
+inline constexpr int kSumThreads = kSumGroups * kLanes;
 
 struct GroupSums {
-  double lanes[kGroups][kLanes];
+  double lanes[kSumGroups][kLanes];
 };
 
 // The gradient's element `i` as the row sums see it.
@@ -27,7 +28,7 @@ ADAMAS_DEVICE double decayed(const TensorEntry& tensor, const GradEntry& grad, c
       folded.variant, load_at<Real>(grad.dtype, grad.values, i), param, scalars_of<Real>(folded)));
 }
 
-// Segments of rows of centralized parameters: of kSumBlock elements, or whole rows.
+// Segments of rows of centralized parameters: of kBlock elements, or whole rows.
 struct RowSums {
   using Args = RowSumsArgs;
   using Shared = GroupSums;
@@ -37,8 +38,8 @@ struct RowSums {
 
   // How many segments a block of threads sums at a time, for so many tiles in each.
   ADAMAS_DEVICE static std::int64_t tiles_of(const TensorEntry& tensor) {
-    const std::int64_t longest = tensor.row_length < kSumBlock ? tensor.row_length : kSumBlock;
-    return (longest + kSumTile - 1) / kSumTile;
+    const std::int64_t longest = tensor.row_length < kBlock ? tensor.row_length : kBlock;
+    return (longest + kTile - 1) / kTile;
   }
 
   struct Segment {
@@ -47,20 +48,20 @@ struct RowSums {
   };
 
   ADAMAS_DEVICE static Segment segment_of(const TensorEntry& tensor, std::int64_t segment) {
-    const std::int64_t in_row = segment % tensor.segments_per_row * kSumBlock;
+    const std::int64_t in_row = segment % tensor.segments_per_row * kBlock;
     const std::int64_t left = tensor.row_length - in_row;
     return {segment / tensor.segments_per_row * tensor.row_length + in_row,
-            left < kSumBlock ? left : kSumBlock};
+            left < kBlock ? left : kBlock};
   }
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
     for (std::int64_t k = cta.block(); k < args.count; k += cta.blocks()) {
-      const Chunk work = args.works[k];
+      const Slice work = args.segments[k];
       const TensorEntry& tensor = args.step.tensors[work.tensor];
       const GradEntry& grad = args.step.grads[work.tensor];
       if (grad.values == nullptr) continue;
       const std::int64_t tiles = tiles_of(tensor);
-      const std::int64_t at_once = kGroups / tiles;
+      const std::int64_t at_once = kSumGroups / tiles;
       for (std::int64_t done = 0; done < work.count; done += at_once) {
         cta.each([&](int thread) {
           const std::int64_t group = thread / kLanes;
@@ -78,7 +79,7 @@ struct RowSums {
           if (thread >= at_once || segment >= work.count) return;
           const std::int64_t count = segment_of(tensor, work.begin + segment).count;
           double sum = 0.0;
-          for (std::int64_t tile = 0; tile * kSumTile < count; ++tile) {
+          for (std::int64_t tile = 0; tile * kTile < count; ++tile) {
             sum += rules::tree_sum(shared.lanes[thread * tiles + tile]);
           }
           tensor.segment_sums[work.begin + segment] = sum;
@@ -92,10 +93,9 @@ struct RowSums {
                                        const GradEntry& grad, const Segment& run, std::int64_t tile,
                                        int lane) {
     const Folded& folded = rates_of(step, tensor).listed;
-    const std::int64_t end =
-        tile * kSumTile + kSumTile < run.count ? tile * kSumTile + kSumTile : run.count;
+    const std::int64_t end = tile * kTile + kTile < run.count ? tile * kTile + kTile : run.count;
     double sum = 0.0;
-    for (std::int64_t i = tile * kSumTile + lane; i < end; i += kLanes) {
+    for (std::int64_t i = tile * kTile + lane; i < end; i += kLanes) {
       sum += tensor.dtype == DType::float64 ? decayed<double>(tensor, grad, folded, run.begin + i)
                                             : decayed<float>(tensor, grad, folded, run.begin + i);
     }
@@ -106,7 +106,7 @@ struct RowSums {
 struct RowMeans {
   using Args = RowMeansArgs;
   struct Shared {};
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = kItemThreads;
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared&) {
     const TensorEntry& tensor = args.tensors[args.tensor];
@@ -137,20 +137,20 @@ ADAMAS_DEVICE double square_lane(Value value_at, std::int64_t begin, std::int64_
 }
 
 // The sum of squares of each block of dense gradients.
-struct Measure {
-  using Args = MeasureArgs;
+struct BlockSquares {
+  using Args = BlockSquaresArgs;
   using Shared = GroupSums;
   static constexpr int kThreads = kSumThreads;
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
     for (std::int64_t b = cta.block(); b < args.count; b += cta.blocks()) {
-      const Chunk block = args.blocks[b];
+      const Slice block = args.blocks[b];
       const GradEntry& grad = args.grads[block.tensor];
       if (grad.values == nullptr) continue;
       cta.each([&](int thread) {
         const int group = thread / kLanes;
-        const std::int64_t begin = group * kSumTile;
-        const std::int64_t end = begin + kSumTile < block.count ? begin + kSumTile : block.count;
+        const std::int64_t begin = group * kTile;
+        const std::int64_t end = begin + kTile < block.count ? begin + kTile : block.count;
         bool finite = true;
         shared.lanes[group][thread % kLanes] =
             lane_of(grad, block.begin, begin, end, thread % kLanes, &finite);
@@ -158,14 +158,14 @@ struct Measure {
       });
       cta.sync();
       cta.each([&](int thread) {
-        if (thread * kSumTile < block.count && thread < kGroups)
+        if (thread * kTile < block.count && thread < kSumGroups)
           rules::tree_sum(shared.lanes[thread]);
       });
       cta.sync();
       cta.each([&](int thread) {
         if (thread != 0) return;
         double sum = 0.0;
-        for (int tile = 0; tile * kSumTile < block.count; ++tile) sum += shared.lanes[tile][0];
+        for (int tile = 0; tile * kTile < block.count; ++tile) sum += shared.lanes[tile][0];
         args.squares[b] = sum;
       });
       cta.sync();

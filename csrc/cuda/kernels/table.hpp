@@ -53,8 +53,8 @@ struct Piece {
 
 // Moments in 8 bits wait here until the largest of their block is known.
 struct Moments {
-  float moment1[kMaxScaleBlock];
-  float moment2[kMaxScaleBlock];
+  float moment1[rules::kLargestScaleBlock];
+  float moment2[rules::kLargestScaleBlock];
   std::uint32_t largest1[kWarp];  // by lane
   std::uint32_t largest2[kWarp];
 };
@@ -171,9 +171,8 @@ ADAMAS_DEVICE void store_piece(const StepArgs& step, const TensorEntry& tensor,
 
 // What the threads of a block share, a warp for each piece.
 struct Warps {
-  static constexpr int kCount = 4;
-  static constexpr int kThreads = kCount * kWarp;
-  Moments moments[kCount];
+  static constexpr int kThreads = kWarpsPerBlock * kWarp;
+  Moments moments[kWarpsPerBlock];
 };
 
 // Updates as many pieces as there are warps; make_piece(warp) says which.
@@ -204,8 +203,8 @@ struct Table {
     if (!goes(args.step.control)) return;
     const TensorEntry& tensor = args.step.tensors[args.tensor];
     const std::int64_t pieces = args.units * args.pieces_per_row;
-    for (std::int64_t k = cta.block() * Warps::kCount; k < pieces;
-         k += cta.blocks() * Warps::kCount) {
+    for (std::int64_t k = cta.block() * kWarpsPerBlock; k < pieces;
+         k += cta.blocks() * kWarpsPerBlock) {
       run_pieces(args.step, tensor, cta, shared,
                  [&](int warp) { return make_piece(args, tensor, k + warp, pieces); });
     }
@@ -289,7 +288,7 @@ struct Table {
   }
 };
 
-// Chunks of parameters with dense gradients and moments in 8 bits.
+// Slices of parameters with dense gradients and moments in 8 bits.
 struct DenseInt8 {
   using Args = DenseArgs;
   using Shared = Warps;
@@ -298,24 +297,24 @@ struct DenseInt8 {
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
     if (!goes(args.step.control)) return;
     for (std::int64_t k = cta.block(); k < args.count; k += cta.blocks()) {
-      const Chunk chunk = args.chunks[k];
-      const TensorEntry& tensor = args.step.tensors[chunk.tensor];
-      for (std::int64_t done = 0; done < chunk.count; done += Warps::kCount * tensor.scale_block) {
+      const Slice slice = args.slices[k];
+      const TensorEntry& tensor = args.step.tensors[slice.tensor];
+      for (std::int64_t done = 0; done < slice.count; done += kWarpsPerBlock * tensor.scale_block) {
         run_pieces(args.step, tensor, cta, shared, [&](int warp) {
-          return make_piece(args, chunk, tensor, done + warp * tensor.scale_block);
+          return make_piece(args, slice, tensor, done + warp * tensor.scale_block);
         });
       }
     }
   }
 
-  ADAMAS_DEVICE static Piece<float> make_piece(const Args& args, const Chunk& chunk,
+  ADAMAS_DEVICE static Piece<float> make_piece(const Args& args, const Slice& slice,
                                                const TensorEntry& tensor, std::int64_t offset) {
     Piece<float> piece{};
-    if (offset >= chunk.count) return piece;
-    const std::int64_t left = chunk.count - offset;
-    const GradEntry& grad = args.step.grads[chunk.tensor];
+    if (offset >= slice.count) return piece;
+    const std::int64_t left = slice.count - offset;
+    const GradEntry& grad = args.step.grads[slice.tensor];
     const Folded& folded = rates_of(args.step, tensor).listed;
-    piece.begin = chunk.begin + offset;
+    piece.begin = slice.begin + offset;
     piece.count = left < tensor.scale_block ? left : tensor.scale_block;
     piece.grad = {grad.values, grad.dtype, nullptr, 1, tensor.row_length, piece.begin};
     piece.scalars = folded.float32;

@@ -1,34 +1,33 @@
-// Parameters on a device whose moments live, and whose update runs, on the host (use_offload).
-//
-// Each parameter and its gradient have a copy in pinned memory, on which the CPU's stepper works.
-// Copies down, the update and copies up of different parameters overlap: the host waits for one
-// parameter at a time.
+// Copies of parameters and gradients of a device in pinned memory of the host, and their ways down
+// and up, which overlap: the host waits for one parameter at a time.
 #pragma once
 
 #include <memory>
 #include <vector>
 
-#include "adamas/optimizer.hpp"
-#include "cpu/stepper.hpp"
+#include "core/engine.hpp"
 #include "cuda/device/device.hpp"
 
 namespace adamas::cuda {
 
-class Offload {
+class OffloadCopies {
  public:
-  // Reserves the copies; throws std::bad_alloc.  `specs` receives the parameters as they are on the
-  // host.
-  static Status open(Span<const ParameterSpec> parameters, std::unique_ptr<Offload>* offload,
-                     std::vector<ParameterSpec>* specs);
-  ~Offload();
+  Status open(std::int32_t device);
+  ~OffloadCopies();
 
-  // The gradients as they will be on the host, with memory for them.
-  Status place(std::size_t first, Span<const Gradient> grads) noexcept;
-  const Gradient* grads() const { return grads_.data(); }
+  // Reserves copies of the parameters and brings them down, after what is in the streams `after`;
+  // waits.  Throws std::bad_alloc.
+  Status start(const std::vector<core::Tensor>& tensors, Span<void* const> after);
 
-  // Queues the copies down of what place() has seen, after all that is in the caller's stream;
-  // waits for those of parameter i; queues its copy up.
-  Status fetch(const Queueing& queueing) noexcept;
+  // The same parameters with their copies on the host.
+  const std::vector<core::Tensor>& tensors() const { return tensors_; }
+
+  // The same gradients as they will be on the host, with memory for them.
+  Status stage(const core::Selection& selection, core::Selection* staged) noexcept;
+
+  // Queues the copies down of what stage() has seen, after all that the step comes after; waits for
+  // those of parameter i; queues its copy up.
+  Status fetch(const core::Ordering& ordering) noexcept;
   Status wait(std::size_t i) noexcept;
   Status send(std::size_t i) noexcept;
 
@@ -39,13 +38,10 @@ class Offload {
   Status read(std::size_t i) noexcept;
   Status write(std::size_t i) noexcept;
 
-  // No more steps after an error that left one half done.
-  void close() { broken_ = true; }
-  Status check_usable() const;
-
  private:
   struct Copy {
-    ParameterSpec device;
+    void* device_param = nullptr;
+    std::size_t nbytes = 0;  // of the parameter
     Handle param;
     Handle grad;
     Handle indices;
@@ -57,11 +53,10 @@ class Offload {
     Handle arrived;  // an event
   };
 
-  Offload() = default;
-  Status sort_ranges(Span<const ParameterSpec> parameters);
-  bool overlaps(const void* data, std::size_t nbytes) const noexcept;
+  Status stage(const core::Tensor& tensor, Copy& copy, Gradient* grad) noexcept;
   Status reserve(Handle& memory, std::size_t* size, std::size_t nbytes) noexcept;
-  static std::size_t grad_nbytes(const ParameterSpec& spec, const Gradient& grad);
+  template <class Work>
+  Status queue_down(Span<void* const> after, Work work) noexcept;
 
   Device device_;
   Handle down_;
@@ -69,9 +64,8 @@ class Offload {
   Handle before_;  // events: when the caller's stream has come here, and
   Handle after_;   // when the copies up have
   bool has_sent_ = false;
-  bool broken_ = false;
-  std::vector<core::Range> ranges_;  // of the parameters on the device, sorted
-  std::vector<std::unique_ptr<Copy>> copies_;
+  std::vector<std::unique_ptr<Copy>> copies_;  // by parameter
+  std::vector<core::Tensor> tensors_;
   std::size_t first_ = 0;  // of the parameters of grads_
   std::vector<Gradient> grads_;
 };

@@ -1,0 +1,119 @@
+// The seam: core/ decides what a step is, and an engine makes it.
+//
+// An engine is whoever updates the parameters of one optimizer: the CPU (cpu/engine.hpp), a CUDA
+// device (cuda/engine.hpp), or the CPU for parameters on a device (cuda/offload/engine.hpp);
+// csrc/engines.cpp lists them.  What an engine is given has been checked (core/checks.hpp), its
+// calls come one at a time, and the floating-point environment is pinned.  An error has changed
+// nothing, unless the engine refuses all further steps.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "adamas/optimizer.hpp"
+#include "core/locks.hpp"
+#include "core/storage.hpp"
+
+namespace adamas::core {
+
+// The parameters [first, last) and their gradients: all of them, or the one of Optimizer::apply.
+struct Selection {
+  std::size_t first;
+  std::size_t last;
+  const Gradient* grads;    // grads[0] is that of `first`
+  bool has_sparse = false;  // whether any of them is sparse
+
+  const Gradient& grad(std::size_t parameter) const { return grads[parameter - first]; }
+};
+
+// What a step comes after: the work in its stream and in others, and that of whoever had the locks
+// last, which its caller holds (use_locking).
+struct Ordering {
+  const Queueing& queueing;
+  const std::vector<RangeLock*>& locks;
+};
+
+// What a step is made with besides gradients.
+struct StepInput {
+  std::int64_t number;  // from 1
+  Span<const Rates> rates;
+  double loss_scale;
+};
+
+// What became of a step.
+struct StepResult {
+  bool skipped = false;             // gradients that are not finite changed nothing
+  std::optional<double> grad_norm;  // if it was needed
+};
+
+class Engine {
+ public:
+  Engine() = default;
+  virtual ~Engine() = default;
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Where the state is: on a device, or kCpu.
+  virtual std::int32_t device() const { return kCpu; }
+
+  // The memory of the state, zeroed, which goes with the engine; asked for once, before start().
+  // Null: there is none.
+  virtual char* allocate_state(std::size_t nbytes) = 0;
+
+  // Elements of state should lie as far into so many bytes as those of their parameter do, for wide
+  // accesses; 0: they begin cache lines.
+  virtual std::size_t access_width() const { return 0; }
+
+  // Takes parameters and state into use, after what is in the streams `after`; the tensors outlive
+  // the engine.  Throws std::bad_alloc.
+  virtual Status start(const AdamConfig& config, const std::vector<Tensor>& tensors,
+                       std::size_t rates_count, Span<void* const> after) = 0;
+
+  // A whole step.
+  virtual Status step(const Selection& all, const StepInput& input, const Ordering& ordering,
+                      StepResult* result) noexcept = 0;
+
+  // A step in parts, which needs no gradient to be decided: its scalars, then each parameter.
+  virtual Status begin(const StepInput& input) noexcept = 0;
+  virtual Status apply(const Selection& one, const Ordering& ordering) noexcept = 0;
+
+  // After the last step: the number of steps becomes `step`, and what counts steps moves along.
+  virtual Status set_global_step(std::int64_t step, std::int64_t moved) noexcept = 0;
+
+  // After the last step: copies one array as it is stored; a moment as real numbers.
+  virtual Status copy_out(const ArrayCopy& copy) noexcept = 0;
+  virtual Status copy_in(const ArrayCopy& copy) noexcept = 0;
+  virtual Status decode(const Tensor& tensor, StateKind kind, float* values) noexcept = 0;
+
+  // No more steps, after an error that left something half done.
+  virtual void close() noexcept = 0;
+
+  // What engines have that queue their steps.
+
+  // Whether it decides by itself which steps are made, and so counts them.
+  virtual bool counts_steps() const { return false; }
+  // What it has counted, all but the loss scale; waits for the steps so far.
+  virtual Status read_counters(Counters*) noexcept { return {}; }
+  virtual Status write_counters(const Counters&) noexcept { return {}; }
+
+  // What steps in graphs use from here on, as far as `stream` goes.
+  virtual Status send_rates(Span<const Rates>, double /*loss_scale*/, void* /*stream*/) noexcept {
+    return {StatusCode::bad_state, "the optimizer is not capturable"};
+  }
+  virtual bool is_capturing(void* /*stream*/) const noexcept { return false; }
+
+  // Copy between memory of a device and the host, after all steps so far; wait.
+  virtual Status read(const void* /*device*/, void* /*host*/, std::size_t /*nbytes*/) noexcept {
+    return {StatusCode::invalid_argument, "the parameters are not on a device"};
+  }
+  virtual Status write(void* device, const void* host, std::size_t nbytes) noexcept {
+    return read(host, device, nbytes);
+  }
+};
+
+// The engine for these parameters, all of one device (csrc/engines.cpp).  Throws std::bad_alloc.
+Status open_engine(const AdamConfig& config, std::int32_t device, std::unique_ptr<Engine>* engine);
+
+}  // namespace adamas::core

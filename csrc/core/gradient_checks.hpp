@@ -1,0 +1,36 @@
+// The check of all gradients of a step, which remembers what it has found.
+#pragma once
+
+#include <vector>
+
+#include "core/checks.hpp"
+#include "core/engine.hpp"
+
+namespace adamas::core {
+
+class GradientChecks {
+ public:
+  // Throws std::bad_alloc.  The storage outlives this object.
+  void prepare(const Storage& storage);
+
+  // Refuses gradients that do not go with their parameters; finds out whether any is sparse.
+  Status check(Selection& selection) noexcept;
+
+ private:
+  // The last dense gradient of a parameter that was found to overlap nothing.  Most come again.
+  struct Accepted {
+    const void* values = nullptr;
+    DType dtype = DType::float32;
+    std::int32_t device = kCpu;
+
+    bool is(const Gradient& grad) const {
+      return values != nullptr && grad.values == values && grad.dtype == dtype &&
+             grad.rows == nullptr && grad.device == device;
+    }
+  };
+
+  const Storage* storage_ = nullptr;
+  std::vector<Accepted> accepted_;  // by parameter
+};
+
+}  // namespace adamas::core

@@ -1,0 +1,39 @@
+// The engine of parameters in the host's memory; cuda/offload/engine.hpp has one for its copies.
+#pragma once
+
+#include "core/engine.hpp"
+#include "core/memory.hpp"
+#include "core/rate_folder.hpp"
+#include "cpu/stepper.hpp"
+
+namespace adamas::cpu {
+
+class Engine final : public core::Engine {
+ public:
+  static Status open(std::unique_ptr<core::Engine>* engine);
+
+  char* allocate_state(std::size_t nbytes) override;
+  Status start(const AdamConfig& config, const std::vector<Tensor>& tensors,
+               std::size_t rates_count, Span<void* const> after) override;
+  Status step(const Selection& all, const core::StepInput& input, const core::Ordering& ordering,
+              core::StepResult* result) noexcept override;
+  Status begin(const core::StepInput& input) noexcept override;
+  Status apply(const Selection& one, const core::Ordering& ordering) noexcept override;
+  Status set_global_step(std::int64_t step, std::int64_t moved) noexcept override;
+  Status copy_out(const ArrayCopy& copy) noexcept override;
+  Status copy_in(const ArrayCopy& copy) noexcept override;
+  Status decode(const Tensor& tensor, StateKind kind, float* values) noexcept override;
+  void close() noexcept override {}  // copies in memory don't fail halfway
+
+ private:
+  Status fold(const core::StepInput& input, double factor) noexcept;
+  Status decide(const core::StepInput& input, core::StepResult* result) noexcept;
+
+  AdamConfig config_;
+  core::ZeroedBlock state_;
+  const std::vector<Tensor>* tensors_ = nullptr;
+  core::RateFolder rates_;
+  Stepper stepper_;
+};
+
+}  // namespace adamas::cpu

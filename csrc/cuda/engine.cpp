@@ -1,0 +1,242 @@
+#include "cuda/engine.hpp"
+
+#include <algorithm>
+#include <new>
+
+#include "core/checks.hpp"
+#include "cpu/kernels/isa.hpp"
+#include "cpu/tiles.hpp"
+#include "cuda/device/library.hpp"
+
+namespace adamas::cuda {
+
+Status Engine::open(std::int32_t device, std::unique_ptr<core::Engine>* engine) {
+  const DeviceApi* api = library();
+  if (api == nullptr) return {StatusCode::unavailable, "CUDA can't be used"};
+  int devices = 0;
+  const Error error = api->count(&devices);
+  if (error == 0 && device >= devices) return core::bad("there is no such device");
+  auto made = std::make_unique<Engine>();
+  made->device_ = {api, device};
+  Status status = made->device_.status(error);
+  if (status.ok()) status = made->timeline_.open(made->device_);
+  if (status.ok()) *engine = std::move(made);
+  return status;
+}
+
+// Waits for the last step, which uses the memory.
+Engine::~Engine() {
+  if (device_.api == nullptr) return;
+  const DeviceScope scope(device_);
+  timeline_.wait();
+  state_.release(timeline_.stream());
+  control_.release(timeline_.stream());
+  stepper_.release(timeline_.stream());
+}
+
+// Queues `work`, which takes the queue and may return an error of its own.
+template <class Work>
+Status Engine::queue_work(Stream stream, Work work) noexcept {
+  const DeviceScope scope(device_);
+  Queue queue(device_, stream);
+  queue.note(scope.error());
+  Status status;
+  try {
+    if (queue.error() == 0) status = work(queue);
+  } catch (const std::bad_alloc&) {
+    status = {StatusCode::out_of_memory, "no memory for the step"};
+  }
+  const Status failed = finish(queue);
+  return failed.ok() ? status : failed;
+}
+
+// An error of the device may have left an update half done: then nothing more is done.
+Status Engine::finish(Queue& queue) noexcept {
+  if (queue.error() == 0) return {};
+  stepper_.forget();
+  control_.forget();
+  if (queue.has_touched()) close();
+  return queue.status();
+}
+
+void Engine::close() noexcept {
+  broken_ = {StatusCode::device_error,
+             "the device failed in an earlier step, so the parameters and the state can't be "
+             "relied on: make a new optimizer"};
+}
+
+char* Engine::allocate_state(std::size_t nbytes) {
+  const Status status = queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    state_.reserve(queue, std::max<std::size_t>(nbytes, 1));
+    queue.fill(state_.data(), 0, nbytes);
+    return {};
+  });
+  return status.ok() ? state_.as<char>() : nullptr;
+}
+
+Status Engine::start(const AdamConfig& config, const std::vector<core::Tensor>& tensors,
+                     std::size_t rates_count, Span<void* const> after) {
+  config_ = config;
+  tensors_ = &tensors;
+  rates_.prepare(config, tensors, rates_count);
+  return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    timeline_.follow_streams(queue, after);
+    control_.prepare(queue, config, rates_count, rates_.has_float32());
+    stepper_.prepare(queue, config, tensors, control_);
+    queue.finish();
+    return {};
+  });
+}
+
+// What can't be part of a graph.
+Status Engine::check_capture(const core::Selection& selection) const {
+  if (!config_.capturable) {
+    return {StatusCode::bad_state, "a step can be captured in a graph with capturable=True only"};
+  }
+  for (std::size_t i = selection.first; i < selection.last; ++i) {
+    if (selection.grad(i).rows == nullptr) continue;
+    return {StatusCode::bad_state, "a step with a sparse gradient can't be captured in a graph",
+            static_cast<std::int64_t>(i)};
+  }
+  if (stepper_.is_ready(selection)) return {};
+  return {StatusCode::bad_state,
+          "make a step with gradients of the same types before one is captured in a graph"};
+}
+
+// One step, or a part of one that was begun: then there is no `input`.
+Status Engine::queue_step(Queue& queue, const core::Selection& selection,
+                          const core::StepInput* input, const core::Ordering& ordering) {
+  timeline_.look(queue);
+  if (queue.error() != 0) return {};
+  if (timeline_.is_capturing()) {
+    if (Status status = check_capture(selection); !status.ok()) return status;
+  } else if (control_.decides()) {
+    Status status = control_.report_refusal(queue, timeline_);
+    if (!status.ok() || queue.error() != 0) return status;
+  }
+  timeline_.begin(queue, ordering);
+  Status status = stepper_.begin(queue, selection, timeline_.has_captured());
+  if (!status.ok()) return status;
+  if (control_.decides()) {
+    if (!timeline_.is_capturing()) control_.send(queue, input->rates, input->loss_scale);
+    if (rules::measures(config_)) stepper_.measure(queue, selection);
+    queue.touch();
+    control_.decide(queue, stepper_.squares(), stepper_.blocks());
+  }
+  stepper_.update(queue, selection, rates_);
+  control_.end(queue);
+  timeline_.end(queue, ordering);
+  return {};
+}
+
+Status Engine::step(const core::Selection& all, const core::StepInput& input,
+                    const core::Ordering& ordering, core::StepResult*) noexcept {
+  if (!broken_.ok()) return broken_;
+  if (!control_.decides()) {
+    Status status = rates_.fold(input, rules::unclipped_factor(input.loss_scale));
+    if (!status.ok()) return status;
+  }
+  return queue_work(ordering.queueing.stream,
+                    [&](Queue& queue) { return queue_step(queue, all, &input, ordering); });
+}
+
+Status Engine::begin(const core::StepInput& input) noexcept {
+  if (control_.decides()) {
+    return {StatusCode::bad_state, "a capturable optimizer makes whole steps"};
+  }
+  if (!broken_.ok()) return broken_;
+  return rates_.fold(input, rules::unclipped_factor(input.loss_scale));
+}
+
+Status Engine::apply(const core::Selection& one, const core::Ordering& ordering) noexcept {
+  if (!broken_.ok()) return broken_;
+  return queue_work(ordering.queueing.stream,
+                    [&](Queue& queue) { return queue_step(queue, one, nullptr, ordering); });
+}
+
+Status Engine::set_global_step(std::int64_t step, std::int64_t moved) noexcept {
+  if (!broken_.ok()) return broken_;
+  return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    timeline_.follow_all(queue);
+    queue.touch();
+    control_.set_step(queue, step);
+    stepper_.add_row_steps(queue, moved);
+    queue.finish();
+    return {};
+  });
+}
+
+Status Engine::read_counters(Counters* counters) noexcept {
+  return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    timeline_.follow_all(queue);
+    control_.read(queue, counters);
+    return {};
+  });
+}
+
+Status Engine::write_counters(const Counters& counters) noexcept {
+  if (!control_.decides()) return {};
+  return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    timeline_.follow_all(queue);
+    control_.write(queue, counters);
+    queue.finish();
+    return {};
+  });
+}
+
+Status Engine::send_rates(Span<const Rates> rates, double loss_scale, void* stream) noexcept {
+  if (!control_.decides()) return core::Engine::send_rates(rates, loss_scale, stream);
+  if (!broken_.ok()) return broken_;
+  return queue_work(stream, [&](Queue& queue) -> Status {
+    timeline_.follow_last(queue);
+    control_.send(queue, rates, loss_scale);
+    timeline_.extend_last(queue);
+    return {};
+  });
+}
+
+bool Engine::is_capturing(void* stream) const noexcept {
+  bool capturing = false;
+  return device_.api->is_capturing(stream, &capturing) == 0 && capturing;
+}
+
+Status Engine::read(const void* device, void* host, std::size_t nbytes) noexcept {
+  return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    timeline_.follow_all(queue);
+    queue.copy(host, device, nbytes);
+    queue.finish();
+    return {};
+  });
+}
+
+Status Engine::copy_out(const ArrayCopy& copy) noexcept {
+  return read((*tensors_)[copy.parameter].array(copy.kind), copy.data, copy.nbytes);
+}
+
+Status Engine::copy_in(const ArrayCopy& copy) noexcept {
+  return write((*tensors_)[copy.parameter].array(copy.kind), copy.data, copy.nbytes);
+}
+
+// On the host, from copies of what is stored.
+Status Engine::decode(const core::Tensor& tensor, StateKind kind, float* values) noexcept {
+  constexpr StateKind kStored[] = {StateKind::moment1, StateKind::moment2, StateKind::scale1,
+                                   StateKind::scale2};
+  try {
+    core::Tensor copy = tensor;
+    std::vector<char> copies[std::size(kStored)];
+    for (std::size_t k = 0; k < std::size(kStored); ++k) {
+      const char* stored = tensor.state(kStored[k]);
+      if (stored == nullptr) continue;
+      copies[k].resize(core::Storage::state_nbytes_of(kStored[k], tensor, config_));
+      Status status = read(stored, copies[k].data(), copies[k].size());
+      if (!status.ok()) return status;
+      copy.states[static_cast<std::size_t>(kStored[k])] = copies[k].data();
+    }
+    cpu::decode_moment(cpu::kernels(), copy, kind, values);
+    return {};
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::out_of_memory, "no memory to decode a moment"};
+  }
+}
+
+}  // namespace adamas::cuda

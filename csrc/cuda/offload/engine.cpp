@@ -1,0 +1,104 @@
+#include "cuda/offload/engine.hpp"
+
+#include "core/checks.hpp"
+#include "rules/decision.hpp"
+
+namespace adamas::cuda {
+
+Status OffloadEngine::open(const AdamConfig& config, std::int32_t device,
+                           std::unique_ptr<core::Engine>* engine) {
+  if (config.capturable) return core::bad("capturable and use_offload exclude each other");
+  auto made = std::make_unique<OffloadEngine>();
+  Status status = made->copies_.open(device);
+  if (status.ok()) *engine = std::move(made);
+  return status;
+}
+
+Status OffloadEngine::start(const AdamConfig& config, const std::vector<core::Tensor>& tensors,
+                            std::size_t rates_count, Span<void* const> after) {
+  config_ = config;
+  if (Status status = copies_.start(tensors, after); !status.ok()) return status;
+  return host_.start(config, copies_.tensors(), rates_count, {});
+}
+
+Status OffloadEngine::check_usable() const {
+  if (!is_closed_) return {};
+  return {StatusCode::device_error,
+          "the device failed in an earlier step, so the parameters and the state can't be relied "
+          "on: make a new optimizer"};
+}
+
+Status OffloadEngine::fetch(const core::Selection& selection, const core::Ordering& ordering,
+                            core::Selection* staged) noexcept {
+  Status status = check_usable();
+  if (status.ok()) status = copies_.stage(selection, staged);
+  if (status.ok()) status = copies_.fetch(ordering);
+  return status;
+}
+
+Status OffloadEngine::step(const core::Selection& all, const core::StepInput& input,
+                           const core::Ordering& ordering, core::StepResult* result) noexcept {
+  core::Selection staged{};
+  if (Status status = fetch(all, ordering, &staged); !status.ok()) return status;
+  // Whether the update of a parameter depends on its own gradient alone, and can't be refused.
+  const bool streams = !rules::measures(config_) && !all.has_sparse;
+  Status status =
+      streams ? stream(staged, input, ordering) : step_at_once(staged, input, ordering, result);
+  return status.ok() ? finish({}, ordering) : status;
+}
+
+// One parameter after the other, while the copies of others are under way.
+Status OffloadEngine::stream(const core::Selection& staged, const core::StepInput& input,
+                             const core::Ordering& ordering) noexcept {
+  if (Status status = host_.begin(input); !status.ok()) return status;
+  for (std::size_t i = staged.first; i < staged.last; ++i) {
+    Status status = copies_.wait(i);
+    if (status.ok()) status = host_.apply({i, i + 1, &staged.grad(i)}, ordering);
+    if (status.ok()) status = copies_.send(i);
+    if (!status.ok()) return close(), status;
+  }
+  return {};
+}
+
+Status OffloadEngine::step_at_once(const core::Selection& staged, const core::StepInput& input,
+                                   const core::Ordering& ordering,
+                                   core::StepResult* result) noexcept {
+  for (std::size_t i = staged.first; i < staged.last; ++i) {
+    if (Status status = copies_.wait(i); !status.ok()) return status;
+  }
+  if (Status status = host_.step(staged, input, ordering, result); !status.ok()) return status;
+  for (std::size_t i = staged.first; i < staged.last; ++i) {
+    if (Status status = copies_.send(i); !status.ok()) return close(), status;
+  }
+  return {};
+}
+
+// One parameter of an open step.
+Status OffloadEngine::apply(const core::Selection& one, const core::Ordering& ordering) noexcept {
+  core::Selection staged{};
+  if (Status status = fetch(one, ordering, &staged); !status.ok()) return status;
+  if (Status status = copies_.wait(one.first); !status.ok()) return status;
+  if (Status status = host_.apply(staged, ordering); !status.ok()) return status;
+  return finish(copies_.send(one.first), ordering);
+}
+
+// After the last parameter was sent, or could not be.
+Status OffloadEngine::finish(Status sent, const core::Ordering& ordering) noexcept {
+  if (sent.ok()) sent = copies_.finish(ordering.queueing.stream, config_.use_locking);
+  if (!sent.ok()) close();
+  return sent;
+}
+
+Status OffloadEngine::copy_out(const ArrayCopy& copy) noexcept {
+  if (!copy.kind) {
+    if (Status status = copies_.read(copy.parameter); !status.ok()) return status;
+  }
+  return host_.copy_out(copy);
+}
+
+Status OffloadEngine::copy_in(const ArrayCopy& copy) noexcept {
+  Status status = host_.copy_in(copy);
+  return status.ok() && !copy.kind ? copies_.write(copy.parameter) : status;
+}
+
+}  // namespace adamas::cuda

@@ -1,0 +1,49 @@
+// The engine of parameters on a device whose state is, and whose update runs, on the host
+// (use_offload): the CPU's engine, on copies.
+#pragma once
+
+#include "cpu/engine.hpp"
+#include "cuda/offload/copies.hpp"
+
+namespace adamas::cuda {
+
+class OffloadEngine final : public core::Engine {
+ public:
+  // Takes the device into use.
+  static Status open(const AdamConfig& config, std::int32_t device,
+                     std::unique_ptr<core::Engine>* engine);
+
+  char* allocate_state(std::size_t nbytes) override { return host_.allocate_state(nbytes); }
+  Status start(const AdamConfig& config, const std::vector<core::Tensor>& tensors,
+               std::size_t rates_count, Span<void* const> after) override;
+  Status step(const core::Selection& all, const core::StepInput& input,
+              const core::Ordering& ordering, core::StepResult* result) noexcept override;
+  Status begin(const core::StepInput& input) noexcept override { return host_.begin(input); }
+  Status apply(const core::Selection& one, const core::Ordering& ordering) noexcept override;
+  Status set_global_step(std::int64_t step, std::int64_t moved) noexcept override {
+    return host_.set_global_step(step, moved);
+  }
+  Status copy_out(const ArrayCopy& copy) noexcept override;
+  Status copy_in(const ArrayCopy& copy) noexcept override;
+  Status decode(const core::Tensor& tensor, StateKind kind, float* values) noexcept override {
+    return host_.decode(tensor, kind, values);
+  }
+  void close() noexcept override { is_closed_ = true; }
+
+ private:
+  Status check_usable() const;
+  Status fetch(const core::Selection& selection, const core::Ordering& ordering,
+               core::Selection* staged) noexcept;
+  Status stream(const core::Selection& staged, const core::StepInput& input,
+                const core::Ordering& ordering) noexcept;
+  Status step_at_once(const core::Selection& staged, const core::StepInput& input,
+                      const core::Ordering& ordering, core::StepResult* result) noexcept;
+  Status finish(Status sent, const core::Ordering& ordering) noexcept;
+
+  AdamConfig config_;
+  bool is_closed_ = false;  // after an error that left a step half done
+  OffloadCopies copies_;
+  cpu::Engine host_;
+};
+
+}  // namespace adamas::cuda
