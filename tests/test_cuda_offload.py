@@ -138,6 +138,24 @@ def test_streams_are_ordered():
     assert operations[-1][2] == 16
 
 
+def test_parameters_are_first_read_after_their_producers():
+    trace()
+    adamas.Adam([adamas.Parameter(fake(stream=80))], 0.5, use_offload=True)
+    operations = trace()
+    event = next(rest[0] for name, *rest in operations if name == "record" and rest[1] == 80)
+    assert any(name == "wait" and rest[0] == event for name, *rest in operations)
+
+
+def test_locking_orders_a_step_after_one_that_a_device_has_queued():
+    weight = FakeArray(np.ones(64, np.float32))
+    queued = adamas.Adam([adamas.Parameter(weight)], 0.5, use_locking=True)
+    offloaded = adamas.Adam([adamas.Parameter(weight)], 0.5, use_locking=True, use_offload=True)
+    queued((fake((64,)),), stream=16)
+    event = trace()[-1][1]
+    offloaded((fake((64,)),), stream=32)
+    assert ("wait_for_event", event) in trace()
+
+
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.1}], ids=["plain", "clips"])
 def test_whatever_call_of_the_device_fails(options, device):  # noqa: F811
     broken = intact = 0

@@ -550,6 +550,21 @@ def test_flush_to_zero_changes_no_bit_and_stays_set(dtype, num_threads):
     assert (plain.moment1[0] != 0).any()
 
 
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc",
+    reason="sets MXCSR through glibc's fenv_t on x86-64",
+)
+def test_flush_to_zero_changes_no_moment_that_is_read():
+    param = adamas.Parameter(np.ones(64, np.float32))
+    opt = adamas.Adam([param], 1e-3, state_dtype="int8")
+    opt([np.full(64, 1e-19, np.float32)])
+    wanted = opt.moment2[0]
+    with FloatEnvironment():
+        flushed = opt.moment2[0]
+    assert 0 < wanted.max() < np.finfo(np.float32).smallest_normal
+    assert flushed.tobytes() == wanted.tobytes()
+
+
 TRAIN = """
     import os, sys
     import numpy as np

@@ -1,6 +1,7 @@
 // Saving and loading: copies of parameters, states and counters, and moments as real numbers.
 #include <cstring>
 
+#include "core/float_environment.hpp"
 #include "core/optimizer_impl.hpp"
 
 namespace adamas {
@@ -98,6 +99,7 @@ Status Optimizer::decode_moment(StateKind kind, std::size_t i, float* values) co
   if (i >= tensors.size() || kind > StateKind::moment2) return bad("there is no such moment");
   if (tensors[i].format == StateFormat::real) return bad("the moment is stored as it is");
   const std::lock_guard<core::CallMutex> lock(impl_->mutex);
+  const core::FloatEnvironment pinned;
   return impl_->engine->decode(tensors[i], kind, values);
 }
 

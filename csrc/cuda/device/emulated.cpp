@@ -302,12 +302,14 @@ Error wait_in_stream(Stream stream, Event event) {
 
 Error wait_for_event(Event event) {
   if (Error error = enter()) return error;
+  note("wait_for_event", {event});
   return check_handle(event);
 }
 
 Error is_finished(Event event, bool* finished) {
   *finished = true;
-  return wait_for_event(event);
+  if (Error error = enter()) return error;
+  return check_handle(event);
 }
 
 // By name: functions of the same type could change places unseen.
