@@ -34,7 +34,7 @@ def optimizer_of(weight, **options):
 
 
 def launch_streams(operations):
-    return {stream for name, _, stream in operations if name == "launch"}
+    return {rest[1] for name, *rest in operations if name == "launch"}
 
 
 class Stream:
