@@ -1,8 +1,8 @@
 """A CUDA device without a GPU: the backend's device library over host memory, and arrays on it.
 
-The library is compiled for the tests from csrc/cuda/device/emulated.cpp, unless the environment variable
-ADAMAS_EMULATED_CUDA names it.  Arrays on the emulated device are NumPy arrays that only say where
-they are by ``__cuda_array_interface__`` or DLPack, as those of CuPy and torch do.
+The library is compiled for the tests from csrc/cuda/device/emulated.cpp, unless the environment
+variable ADAMAS_EMULATED_CUDA names it.  Arrays on the emulated device are NumPy arrays that only
+say where they are by ``__cuda_array_interface__`` or DLPack, as those of CuPy and torch do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def compiled(folder):
         pytest.skip("no C++ compiler for the emulated device")
     target = Path(folder) / "libadamas_cuda_emulated.so"
     flags = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno")
-    sources = ("-I", ROOT / "csrc", "-I", ROOT / "csrc/include", ROOT / "csrc/cuda/device/emulated.cpp")
+    source = ROOT / "csrc/cuda/device/emulated.cpp"
+    sources = ("-I", ROOT / "csrc", "-I", ROOT / "csrc/include", source)
     command = [compiler, *flags, "-shared", "-fPIC", "-fvisibility=hidden", *sources, "-o", target]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -47,7 +47,7 @@ void add_segments(const core::Tensor& tensor, const core::Rows& rows, std::vecto
 void StepTables::prepare(Queue& queue, const std::vector<core::Tensor>& tensors,
                          const core::Plan& plan) {
   const std::size_t count = tensors.size();
-  kinds_.assign(count, GradKind::none);
+  kinds_.assign(count, kNone);
   range_of_.resize(count);
   prepare_rows(queue, tensors, plan);
   lay_out(queue, memory_, [&](Layout& layout) {
@@ -139,17 +139,7 @@ void StepTables::send_grads(Queue& queue, const core::Selection& selection, bool
 }
 
 StepTables::GradKind StepTables::kind_of(std::size_t i, const Gradient& grad) const {
-  if (goes_by_row(i, grad)) return GradKind::by_row;
-  switch (grad.dtype) {
-    case DType::float64:
-      return GradKind::float64;
-    case DType::float16:
-      return GradKind::float16;
-    case DType::bfloat16:
-      return GradKind::bfloat16;
-    default:
-      return GradKind::float32;
-  }
+  return goes_by_row(i, grad) ? kByRow : static_cast<GradKind>(grad.dtype);
 }
 
 bool StepTables::are_chosen(const core::Selection& selection) const {
@@ -207,23 +197,23 @@ void StepTables::add_slices(std::size_t i, std::vector<Slice>* slices) const {
 
 // The slices of all dense gradients, those of one kernel together.
 void StepTables::list_slices(std::vector<Slice>* slices) {
-  constexpr DType kTypes[] = {DType::float32, DType::float64, DType::float16, DType::bfloat16};
-  constexpr GradKind kKinds[] = {GradKind::float32, GradKind::float64, GradKind::float16,
-                                 GradKind::bfloat16};
   const auto end = [&] { return static_cast<std::int64_t>(slices->size()); };
   ranges_.clear();
-  for (const DType param : kTypes) {
-    for (std::size_t g = 0; g < std::size(kKinds); ++g) {
-      SliceRange range{{param, kTypes[g], StateFormat::real}, end(), 0};
-      for (std::size_t i = 0; i < entries_.size(); ++i) {
-        if (entries_[i].dtype != param || kinds_[i] != kKinds[g]) continue;
-        range.types.format = entries_[i].format;
-        range_of_[i] = {range.types, end(), 0};
-        add_slices(i, slices);
-        range_of_[i].last = end();
-      }
-      range.last = end();
-      if (range.last > range.first) ranges_.push_back(range);
+  const auto add_range = [&](DType param, DType grad) {
+    SliceRange range{{param, grad, StateFormat::real}, end(), 0};
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      if (entries_[i].dtype != param || kinds_[i] != static_cast<GradKind>(grad)) continue;
+      range.types.format = entries_[i].format;
+      range_of_[i] = {range.types, end(), 0};
+      add_slices(i, slices);
+      range_of_[i].last = end();
+    }
+    range.last = end();
+    if (range.last > range.first) ranges_.push_back(range);
+  };
+  for (std::size_t param = 0; param < kDTypes; ++param) {
+    for (std::size_t grad = 0; grad < kDTypes; ++grad) {
+      add_range(static_cast<DType>(param), static_cast<DType>(grad));
     }
   }
 }

@@ -59,8 +59,11 @@ class StepTables {
   double* squares() const { return squares_; }
 
  private:
-  // What the gradient of a parameter is like; kernels are chosen by it.
-  enum class GradKind : std::uint8_t { none, float32, float64, float16, bfloat16, by_row };
+  // What the gradient of a parameter is like, by which kernels are chosen: none yet, rows, or a
+  // dense one of a type.
+  using GradKind = int;
+  static constexpr GradKind kNone = -2;
+  static constexpr GradKind kByRow = -1;
 
   GradKind kind_of(std::size_t parameter, const Gradient& grad) const;
   void prepare_rows(Queue& queue, const std::vector<core::Tensor>& tensors, const core::Plan& plan);

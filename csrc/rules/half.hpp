@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "adamas/types.hpp"
 #include "rules/arithmetic.hpp"
 
 namespace adamas::rules {
@@ -24,6 +25,8 @@ ADAMAS_RULE float float_of(std::uint32_t bits) {
 }
 
 struct Float16 {
+  static constexpr DType kDType = DType::float16;
+
   ADAMAS_RULE float load(std::uint16_t half) {
     const std::uint32_t sign = (half & 0x8000U) << 16;
     const std::uint32_t magnitude = (half & 0x7fffU) << 13;
@@ -58,6 +61,8 @@ ADAMAS_RULE std::uint16_t round_to_bfloat16(float value, std::uint32_t addend) {
 }
 
 struct BFloat16 {
+  static constexpr DType kDType = DType::bfloat16;
+
   ADAMAS_RULE float load(std::uint16_t half) {
     return float_of(static_cast<std::uint32_t>(half) << 16);
   }
@@ -67,5 +72,12 @@ struct BFloat16 {
     return round_to_bfloat16(value, 0x7fffU + odd);
   }
 };
+
+template <class... Types>
+struct TypeList {};
+
+// The types that are only stored, in the order of DType: kernels on the CPU and on devices are made
+// for each.
+using Halves = TypeList<Float16, BFloat16>;
 
 }  // namespace adamas::rules

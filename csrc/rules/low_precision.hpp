@@ -64,6 +64,23 @@ ADAMAS_RULE std::uint32_t random16_of_moment2(std::uint32_t random) { return ran
 ADAMAS_RULE std::uint32_t random20_of_moment1(std::uint32_t random) { return random >> 12; }
 ADAMAS_RULE std::uint32_t random20_of_moment2(std::uint32_t random) { return random & 0xfffffU; }
 
+// The formats that round each element by itself: how the arithmetic sees what is stored, and what
+// is stored of it, with the random bits of the element.  Kernels are made for each.
+struct BFloat16Moments {
+  static constexpr StateFormat kFormat = StateFormat::bfloat16;
+  using Bits = std::uint16_t;
+
+  ADAMAS_RULE float load(Bits stored) { return BFloat16::load(stored); }
+  ADAMAS_RULE Bits store_moment1(float value, std::uint32_t random) {
+    return round_to_bfloat16(value, random16_of_moment1(random));
+  }
+  ADAMAS_RULE Bits store_moment2(float value, std::uint32_t random) {
+    return round_to_bfloat16(value, random16_of_moment2(random));
+  }
+};
+
+using ElementFormats = TypeList<BFloat16Moments>;
+
 // The most elements that share a scale.
 constexpr int kLargestScaleBlock = 256;
 

@@ -11,15 +11,15 @@
 namespace adamas::cpu {
 
 // Indices of the tables: the types of arithmetic, and the types that are only stored.
-inline constexpr std::size_t kReals = 2;   // float32, float64
-inline constexpr std::size_t kHalves = 2;  // float16, bfloat16
+inline constexpr std::size_t kReals = 2;                  // float32, float64
+inline constexpr std::size_t kHalves = kDTypes - kReals;  // float16, bfloat16
 inline constexpr std::size_t kStateFormats = 3;
 inline constexpr std::size_t kDenseTypes = 4;  // float32 with each format, float64
 constexpr std::size_t real_index(DType real) { return real == DType::float64 ? 1 : 0; }
 constexpr std::size_t dense_index(DType real, StateFormat format) {
   return real == DType::float64 ? kStateFormats : static_cast<std::size_t>(format);
 }
-constexpr std::size_t half_index(DType half) { return half == DType::bfloat16 ? 1 : 0; }
+constexpr std::size_t half_index(DType half) { return static_cast<std::size_t>(half) - kReals; }
 
 // How the moments of a run are stored if not in its real type.
 struct StoredMoments {

@@ -15,6 +15,11 @@ namespace adamas::cpu {
 namespace {
 
 template <class Real>
+constexpr DType dtype_of() {
+  return sizeof(Real) == sizeof(double) ? DType::float64 : DType::float32;
+}
+
+template <class Real>
 const rules::Scalars<Real>& scalars_of(const StepScalars& scalars) {
   if constexpr (sizeof(Real) == sizeof(float)) {
     return scalars.float32;
@@ -98,25 +103,25 @@ void dense(const DenseSpan& span, const StepScalars& step_scalars, double row_me
   if constexpr (kHasVhat) last_vhat.store(vhat + last);
 }
 
-// The moments as bfloat16.
-template <unsigned variant>
-void dense_bfloat16(const DenseSpan& span, const StepScalars& step_scalars, double row_mean) {
+// The moments in a format that rounds each element by itself.
+template <class Format, unsigned variant>
+void dense_elements(const DenseSpan& span, const StepScalars& step_scalars, double row_mean) {
   const rules::Scalars<float> scalars = step_scalars.float32;
   const auto mean = static_cast<float>(row_mean);
   float* __restrict param = static_cast<float*>(span.param);
   const float* __restrict grad = static_cast<const float*>(span.grad);
-  auto* __restrict moment1 = static_cast<std::uint16_t*>(span.moment1);
-  auto* __restrict moment2 = static_cast<std::uint16_t*>(span.moment2);
+  auto* __restrict moment1 = static_cast<typename Format::Bits*>(span.moment1);
+  auto* __restrict moment2 = static_cast<typename Format::Bits*>(span.moment2);
   float* __restrict vhat = static_cast<float*>(span.vhat);
   std::uint32_t state = rules::random_state(span.stored.random_key, span.stored.first_element);
   const std::int64_t count = span.count;
   for (std::int64_t i = 0; i < count; ++i, state += rules::kRandomStride) {
-    float m = rules::BFloat16::load(moment1[i]);
-    float v = rules::BFloat16::load(moment2[i]);
+    float m = Format::load(moment1[i]);
+    float v = Format::load(moment2[i]);
     update_element<variant>(param[i], grad[i], m, v, vhat + i, mean, scalars);
     const std::uint32_t random = rules::random_bits(state);
-    moment1[i] = rules::round_to_bfloat16(m, rules::random16_of_moment1(random));
-    moment2[i] = rules::round_to_bfloat16(v, rules::random16_of_moment2(random));
+    moment1[i] = Format::store_moment1(m, random);
+    moment2[i] = Format::store_moment2(v, random);
   }
 }
 
@@ -290,9 +295,14 @@ void store(const float* __restrict values, void* target, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) halves[i] = Half::store(values[i]);
 }
 
-void decode_bfloat16(const DenseSpan& span, float* moment1, float* moment2) {
-  load<rules::BFloat16>(span.moment1, moment1, span.count);
-  load<rules::BFloat16>(span.moment2, moment2, span.count);
+template <class Format>
+void decode_elements(const DenseSpan& span, float* moment1, float* moment2) {
+  const auto* stored1 = static_cast<const typename Format::Bits*>(span.moment1);
+  const auto* stored2 = static_cast<const typename Format::Bits*>(span.moment2);
+  for (std::int64_t i = 0; i < span.count; ++i) {
+    moment1[i] = Format::load(stored1[i]);
+    moment2[i] = Format::load(stored2[i]);
+  }
 }
 
 void decode_int8(const DenseSpan& span, float* moment1, float* moment2) {
@@ -310,23 +320,41 @@ void decode_int8(const DenseSpan& span, float* moment1, float* moment2) {
   }
 }
 
-template <unsigned variant = 0>
+template <class Real, unsigned variant = 0>
 constexpr void fill_dense(KernelTable& table) {
   if constexpr (variant < rules::kVariants) {
-    const auto kernel = [&](DType real, StateFormat format) -> DenseKernel& {
-      return table.dense[dense_index(real, format)][variant];
-    };
-    kernel(DType::float32, StateFormat::real) = dense<float, variant>;
-    kernel(DType::float32, StateFormat::bfloat16) = dense_bfloat16<variant>;
-    kernel(DType::float32, StateFormat::int8) = dense_int8<variant>;
-    kernel(DType::float64, StateFormat::real) = dense<double, variant>;
-    fill_dense<variant + 1>(table);
+    table.dense[dense_index(dtype_of<Real>(), StateFormat::real)][variant] = dense<Real, variant>;
+    fill_dense<Real, variant + 1>(table);
   }
 }
 
+template <unsigned variant = 0>
+constexpr void fill_int8(KernelTable& table) {
+  if constexpr (variant < rules::kVariants) {
+    table.dense[dense_index(DType::float32, StateFormat::int8)][variant] = dense_int8<variant>;
+    fill_int8<variant + 1>(table);
+  }
+}
+
+template <class Format, unsigned variant = 0>
+constexpr void fill_format(KernelTable& table) {
+  if constexpr (variant < rules::kVariants) {
+    table.dense[dense_index(DType::float32, Format::kFormat)][variant] =
+        dense_elements<Format, variant>;
+    fill_format<Format, variant + 1>(table);
+  } else {
+    table.decode[static_cast<std::size_t>(Format::kFormat)] = decode_elements<Format>;
+  }
+}
+
+template <class... Formats>
+constexpr void fill_formats(KernelTable& table, rules::TypeList<Formats...>) {
+  (fill_format<Formats>(table), ...);
+}
+
 template <class Real>
-constexpr void fill_real(KernelTable& table, DType real) {
-  const std::size_t i = real_index(real);
+constexpr void fill_real(KernelTable& table) {
+  const std::size_t i = real_index(dtype_of<Real>());
   table.row_sum[i][0] = row_sum<Real, 0>;
   table.row_sum[i][1] = row_sum<Real, rules::kL2>;
   table.square_sum[i] = square_sum<Real>;
@@ -334,22 +362,23 @@ constexpr void fill_real(KernelTable& table, DType real) {
   table.scale[i] = scale<Real>;
 }
 
-template <class Half>
-constexpr void fill_half(KernelTable& table, DType half) {
-  const std::size_t i = half_index(half);
-  table.load[i] = load<Half>;
-  table.store[i] = store<Half>;
+template <class... Halves>
+constexpr void fill_halves(KernelTable& table, rules::TypeList<Halves...>) {
+  static_assert(sizeof...(Halves) == kHalves);
+  ((table.load[half_index(Halves::kDType)] = load<Halves>), ...);
+  ((table.store[half_index(Halves::kDType)] = store<Halves>), ...);
 }
 
 constexpr KernelTable make_table() {
   KernelTable table{};
-  fill_real<float>(table, DType::float32);
-  fill_real<double>(table, DType::float64);
-  fill_half<rules::Float16>(table, DType::float16);
-  fill_half<rules::BFloat16>(table, DType::bfloat16);
-  fill_dense(table);
-  table.decode[static_cast<int>(StateFormat::bfloat16)] = decode_bfloat16;
-  table.decode[static_cast<int>(StateFormat::int8)] = decode_int8;
+  fill_real<float>(table);
+  fill_real<double>(table);
+  fill_halves(table, rules::Halves{});
+  fill_dense<float>(table);
+  fill_dense<double>(table);
+  fill_formats(table, rules::ElementFormats{});
+  fill_int8(table);
+  table.decode[static_cast<std::size_t>(StateFormat::int8)] = decode_int8;
   return table;
 }
 

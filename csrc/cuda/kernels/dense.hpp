@@ -5,7 +5,16 @@
 
 namespace adamas::cuda {
 
-// Parameters of type P, gradients of type G, moments of type M: the real type, or BFloat16.
+// Moments in the type of the arithmetic, as one of rules::ElementFormats.
+template <class Real>
+struct RealMoments {
+  using Bits = Real;
+  ADAMAS_DEVICE static Real load(Real stored) { return stored; }
+  ADAMAS_DEVICE static Real store_moment1(Real value, std::uint32_t) { return value; }
+  ADAMAS_DEVICE static Real store_moment2(Real value, std::uint32_t) { return value; }
+};
+
+// Parameters of type P, gradients of type G, moments in the format M.
 template <class P, class G, class M>
 struct Dense {
   using Args = DenseArgs;
@@ -16,7 +25,7 @@ struct Dense {
 
   using Real = typename StoredAs<P>::Real;
   static constexpr int kWidth = static_cast<int>(16 / sizeof(Real));  // elements at a time
-  static constexpr bool kRounds = sizeof(M) != sizeof(Real);
+  static constexpr bool kRounds = sizeof(typename M::Bits) != sizeof(Real);
   template <class T>
   using Bits = typename StoredAs<T>::Bits;
 
@@ -25,8 +34,8 @@ struct Dense {
   struct Work {
     Bits<P>* param;
     const Bits<G>* grad;
-    Bits<M>* moment1;
-    Bits<M>* moment2;
+    typename M::Bits* moment1;
+    typename M::Bits* moment2;
     Real* vhat;           // null: no kAmsgrad
     Real* master;         // null: none
     const double* means;  // null: no kCentralize
@@ -61,8 +70,8 @@ struct Dense {
     Work work{};
     work.param = bits_at<P>(tensor.param, 0);
     work.grad = bits_at<G>(step.grads[slice.tensor].values, 0);
-    work.moment1 = bits_at<M>(tensor.moment1, 0);
-    work.moment2 = bits_at<M>(tensor.moment2, 0);
+    work.moment1 = static_cast<typename M::Bits*>(tensor.moment1);
+    work.moment2 = static_cast<typename M::Bits*>(tensor.moment2);
     work.variant = folded.variant | (tensor.means == nullptr ? 0U : rules::kCentralize);
     if ((work.variant & rules::kAmsgrad) != 0) work.vhat = static_cast<Real*>(tensor.vhat);
     if constexpr (sizeof(Bits<P>) != sizeof(Real)) work.master = tensor.master;
@@ -122,19 +131,14 @@ struct Dense {
         mean = static_cast<Real>(work.means[++row]);
         left = work.row_length - 1;
       }
-      Real moment1 = StoredAs<M>::load(moments1.values[k]);
-      Real moment2 = StoredAs<M>::load(moments2.values[k]);
+      Real moment1 = M::load(moments1.values[k]);
+      Real moment2 = M::load(moments2.values[k]);
       rules::adam(work.variant, reals.values[k],
                   static_cast<Real>(StoredAs<G>::load(grads.values[k])), moment1, moment2,
                   vhats.values[k], mean, work.scalars);
-      if constexpr (kRounds) {
-        const std::uint32_t random = random_of(work.key, i + k);
-        moments1.values[k] = round_moment1(moment1, random);
-        moments2.values[k] = round_moment2(moment2, random);
-      } else {
-        moments1.values[k] = moment1;
-        moments2.values[k] = moment2;
-      }
+      const std::uint32_t random = kRounds ? random_of(work.key, i + k) : 0U;
+      moments1.values[k] = M::store_moment1(moment1, random);
+      moments2.values[k] = M::store_moment2(moment2, random);
       params.values[k] = StoredAs<P>::store(reals.values[k]);
     }
     store_pack<n>(work.param + i, params, true);

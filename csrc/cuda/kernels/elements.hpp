@@ -7,34 +7,48 @@
 
 namespace adamas::cuda {
 
-// A type of parameters and gradients: how it is stored and what the arithmetic sees.
-template <class Type>
-struct StoredAs;
-template <>
-struct StoredAs<float> {
-  using Real = float;
-  using Bits = float;
-  ADAMAS_DEVICE static float load(float value) { return value; }
-  ADAMAS_DEVICE static float store(float value) { return value; }
-};
-template <>
-struct StoredAs<double> {
-  using Real = double;
-  using Bits = double;
-  ADAMAS_DEVICE static double load(double value) { return value; }
-  ADAMAS_DEVICE static double store(double value) { return value; }
-};
+// A type of parameters and gradients, how it is stored and what the arithmetic sees: one of
+// rules::Halves, or a type of the arithmetic.
 template <class Half>
-struct StoredAsHalf {
+struct StoredAs {
+  static constexpr DType kDType = Half::kDType;
   using Real = float;
   using Bits = std::uint16_t;
   ADAMAS_DEVICE static float load(std::uint16_t half) { return Half::load(half); }
   ADAMAS_DEVICE static std::uint16_t store(float value) { return Half::store(value); }
 };
+
+template <class Type>
+struct StoredAsItself {
+  using Real = Type;
+  using Bits = Type;
+  ADAMAS_DEVICE static Type load(Type value) { return value; }
+  ADAMAS_DEVICE static Type store(Type value) { return value; }
+};
 template <>
-struct StoredAs<rules::Float16> : StoredAsHalf<rules::Float16> {};
+struct StoredAs<float> : StoredAsItself<float> {
+  static constexpr DType kDType = DType::float32;
+};
 template <>
-struct StoredAs<rules::BFloat16> : StoredAsHalf<rules::BFloat16> {};
+struct StoredAs<double> : StoredAsItself<double> {
+  static constexpr DType kDType = DType::float64;
+};
+
+// Calls visit(StoredAs<Type>()) for the type that `dtype` names, of those with one arithmetic.
+template <class Visit, class... Halves>
+ADAMAS_DEVICE void visit_half(rules::TypeList<Halves...>, DType dtype, Visit visit) {
+  (void)((dtype == Halves::kDType && (visit(StoredAs<Halves>()), true)) || ...);
+}
+template <class Real, class Visit>
+ADAMAS_DEVICE void visit_type(DType dtype, Visit visit) {
+  if constexpr (sizeof(Real) == sizeof(double)) {
+    visit(StoredAs<double>());
+  } else if (dtype == DType::float32) {
+    visit(StoredAs<float>());
+  } else {
+    visit_half(rules::Halves(), dtype, visit);
+  }
+}
 
 template <class Type>
 ADAMAS_DEVICE typename StoredAs<Type>::Bits* bits_at(void* data, std::int64_t i) {
@@ -53,25 +67,18 @@ ADAMAS_DEVICE typename StoredAs<Type>::Real load_at(const void* data, std::int64
 // Where the type is only known at run time, for kernels that it costs little.
 template <class Real>
 ADAMAS_DEVICE Real load_at(DType dtype, const void* data, std::int64_t i) {
-  if constexpr (sizeof(Real) == sizeof(double)) {
-    return load_at<double>(data, i);
-  } else {
-    if (dtype == DType::float32) return load_at<float>(data, i);
-    return dtype == DType::float16 ? load_at<rules::Float16>(data, i)
-                                   : load_at<rules::BFloat16>(data, i);
-  }
+  Real value = 0;
+  visit_type<Real>(dtype, [&](auto type) {
+    value = type.load(static_cast<const typename decltype(type)::Bits*>(data)[i]);
+  });
+  return value;
 }
 
 template <class Real>
 ADAMAS_DEVICE void store_at(DType dtype, void* data, std::int64_t i, Real value) {
-  if constexpr (sizeof(Real) == sizeof(double)) {
-    *bits_at<double>(data, i) = value;
-  } else if (dtype == DType::float32) {
-    *bits_at<float>(data, i) = value;
-  } else {
-    *bits_at<rules::BFloat16>(data, i) =
-        dtype == DType::float16 ? rules::Float16::store(value) : rules::BFloat16::store(value);
-  }
+  visit_type<Real>(dtype, [&](auto type) {
+    static_cast<typename decltype(type)::Bits*>(data)[i] = type.store(value);
+  });
 }
 
 template <class Real>
@@ -97,13 +104,6 @@ ADAMAS_DEVICE std::uint32_t random_key(const StepArgs& step, const TensorEntry& 
 
 ADAMAS_DEVICE std::uint32_t random_of(std::uint32_t key, std::int64_t element) {
   return rules::random_bits(rules::random_state(key, static_cast<std::uint32_t>(element)));
-}
-
-ADAMAS_DEVICE std::uint16_t round_moment1(float value, std::uint32_t random) {
-  return rules::round_to_bfloat16(value, rules::random16_of_moment1(random));
-}
-ADAMAS_DEVICE std::uint16_t round_moment2(float value, std::uint32_t random) {
-  return rules::round_to_bfloat16(value, rules::random16_of_moment2(random));
 }
 
 // The parameter as the arithmetic sees it.

@@ -9,41 +9,56 @@
 
 namespace adamas::cuda {
 
-// Calls start.run<KernelStruct>() for the kernel that `launch` names.
-template <class P, class G, class Start>
-Error start_dense(StateFormat format, Start start) {
+inline constexpr Error kNoKernel = -1;
+
+// Call start.run<KernelStruct>() for the kernel that a launch names.
+
+// Parameters of type P, gradients of type G, moments in one of these formats or in the real type.
+template <class P, class G, class Start, class... Formats>
+Error start_dense(rules::TypeList<Formats...>, StateFormat format, Start start) {
   using Real = typename StoredAs<P>::Real;
+  Error error = kNoKernel;
+  if (format == StateFormat::real) error = start.template run<Dense<P, G, RealMoments<Real>>>();
   if constexpr (sizeof(Real) == sizeof(float)) {
-    if (format == StateFormat::bfloat16) return start.template run<Dense<P, G, rules::BFloat16>>();
+    ((format == Formats::kFormat ? void(error = start.template run<Dense<P, G, Formats>>())
+                                 : void()),
+     ...);
   }
-  return start.template run<Dense<P, G, Real>>();
+  return error;
 }
 
-template <class P, class Start>
-Error start_dense(const KernelTypes& types, Start start) {
-  switch (types.grad) {
-    case DType::float16:
-      return start_dense<P, rules::Float16>(types.format, start);
-    case DType::bfloat16:
-      return start_dense<P, rules::BFloat16>(types.format, start);
-    default:
-      return start_dense<P, float>(types.format, start);
-  }
+// Gradients of one of the types G.
+template <class P, class Start, class... G>
+Error start_dense(rules::TypeList<G...>, const KernelTypes& types, Start start) {
+  Error error = kNoKernel;
+  ((types.grad == StoredAs<G>::kDType
+        ? void(error = start_dense<P, G>(rules::ElementFormats(), types.format, start))
+        : void()),
+   ...);
+  return error;
+}
+
+// Parameters of one of the types P, and gradients of any of them.
+template <class Start, class... P>
+Error start_dense(rules::TypeList<P...> all, const KernelTypes& types, Start start) {
+  Error error = kNoKernel;
+  ((types.param == StoredAs<P>::kDType ? void(error = start_dense<P>(all, types, start)) : void()),
+   ...);
+  return error;
+}
+
+template <class... Halves>
+constexpr rules::TypeList<float, Halves...> with_float(rules::TypeList<Halves...>) {
+  return {};
 }
 
 template <class Start>
 Error start_dense(const KernelTypes& types, Start start) {
   if (types.format == StateFormat::int8) return start.template run<DenseInt8>();
-  switch (types.param) {
-    case DType::float64:
-      return start_dense<double, double>(types.format, start);
-    case DType::float16:
-      return start_dense<rules::Float16>(types, start);
-    case DType::bfloat16:
-      return start_dense<rules::BFloat16>(types, start);
-    default:
-      return start_dense<float>(types, start);
+  if (types.param == DType::float64) {
+    return start_dense(rules::TypeList<double>(), types, start);
   }
+  return start_dense(with_float(rules::Halves()), types, start);
 }
 
 template <class Start>
@@ -79,7 +94,7 @@ Error start_kernel(Kernel kernel, const KernelTypes& types, Start start) {
     case Kernel::add_row_steps:
       return start.template run<AddRowSteps>();
   }
-  return -1;
+  return kNoKernel;
 }
 
 }  // namespace adamas::cuda

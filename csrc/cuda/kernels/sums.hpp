@@ -174,20 +174,19 @@ struct BlockSquares {
 
   ADAMAS_DEVICE static double lane_of(const GradEntry& grad, std::int64_t first, std::int64_t begin,
                                       std::int64_t end, int lane, bool* finite) {
-    const auto sum = [&](auto value_at) { return square_lane(value_at, begin, end, lane, finite); };
     const void* values = grad.values;
-    switch (grad.dtype) {
-      case DType::float64:
-        return sum([=](std::int64_t i) { return load_at<double>(values, first + i); });
-      case DType::float32:
-        return sum([=](std::int64_t i) { return double{load_at<float>(values, first + i)}; });
-      case DType::float16:
-        return sum(
-            [=](std::int64_t i) { return double{load_at<rules::Float16>(values, first + i)}; });
-      default:
-        return sum(
-            [=](std::int64_t i) { return double{load_at<rules::BFloat16>(values, first + i)}; });
+    double sum = 0.0;
+    const auto add = [&](auto type) {
+      const auto* stored = static_cast<const typename decltype(type)::Bits*>(values) + first;
+      sum = square_lane([&](std::int64_t i) { return double{type.load(stored[i])}; }, begin, end,
+                        lane, finite);
+    };
+    if (grad.dtype == DType::float64) {
+      visit_type<double>(grad.dtype, add);
+    } else {
+      visit_type<float>(grad.dtype, add);
     }
+    return sum;
   }
 };
 

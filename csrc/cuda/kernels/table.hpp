@@ -76,6 +76,25 @@ ADAMAS_DEVICE void update_element(const TensorEntry& tensor, std::int64_t i,
   if (tensor.vhat != nullptr) static_cast<Real*>(tensor.vhat)[i] = vhat;
 }
 
+// The moments in one of these formats; false if they are not.
+template <class... Formats>
+ADAMAS_DEVICE bool update_rounded(rules::TypeList<Formats...>, const TensorEntry& tensor,
+                                  std::int64_t i, const Piece<float>& piece, float grad,
+                                  std::uint32_t key) {
+  const auto update = [&](auto format) {
+    using Format = decltype(format);
+    auto* stored1 = static_cast<typename Format::Bits*>(tensor.moment1) + i;
+    auto* stored2 = static_cast<typename Format::Bits*>(tensor.moment2) + i;
+    float moment1 = Format::load(*stored1);
+    float moment2 = Format::load(*stored2);
+    update_element(tensor, i, piece, grad, &moment1, &moment2);
+    const std::uint32_t random = random_of(key, i);
+    *stored1 = Format::store_moment1(moment1, random);
+    *stored2 = Format::store_moment2(moment2, random);
+  };
+  return ((tensor.format == Formats::kFormat && (update(Formats()), true)) || ...);
+}
+
 // The first half of a piece: everything but storing moments in 8 bits.
 template <class Real>
 ADAMAS_DEVICE void update_piece(const StepArgs& step, const TensorEntry& tensor,
@@ -105,17 +124,7 @@ ADAMAS_DEVICE void update_piece(const StepArgs& step, const TensorEntry& tensor,
       continue;
     }
     if constexpr (sizeof(Real) == sizeof(float)) {
-      if (tensor.format == StateFormat::bfloat16) {
-        auto* stored1 = static_cast<std::uint16_t*>(tensor.moment1) + i;
-        auto* stored2 = static_cast<std::uint16_t*>(tensor.moment2) + i;
-        Real moment1 = rules::BFloat16::load(*stored1);
-        Real moment2 = rules::BFloat16::load(*stored2);
-        update_element(tensor, i, piece, grad, &moment1, &moment2);
-        const std::uint32_t random = random_of(key, i);
-        *stored1 = round_moment1(moment1, random);
-        *stored2 = round_moment2(moment2, random);
-        continue;
-      }
+      if (update_rounded(rules::ElementFormats(), tensor, i, piece, grad, key)) continue;
       Real moment1 =
           rules::decode_moment1(static_cast<const std::uint8_t*>(tensor.moment1)[i], down1);
       Real moment2 =

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 namespace adamas {
 
@@ -12,6 +13,10 @@ enum class DType : std::uint8_t { float32, float64, float16, bfloat16 };
 constexpr std::size_t item_size(DType dtype) {
   return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
 }
+
+// By DType; what NumPy and ml_dtypes call them.
+inline constexpr const char* kDTypeNames[] = {"float32", "float64", "float16", "bfloat16"};
+inline constexpr std::size_t kDTypes = std::size(kDTypeNames);
 
 // The type of the arithmetic and of the moments: float32 for the 16-bit types.
 constexpr DType real_type(DType dtype) {
