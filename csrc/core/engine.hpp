@@ -33,6 +33,13 @@ struct Selection {
 struct Ordering {
   const Queueing& queueing;
   const std::vector<RangeLock*>& locks;
+
+  // The calling thread waits for what goes on under the locks.
+  void wait_for_last() const noexcept {
+    for (RangeLock* lock : locks) {
+      if (lock->last) lock->last->wait();
+    }
+  }
 };
 
 // What a step is made with besides gradients.

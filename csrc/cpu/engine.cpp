@@ -12,12 +12,6 @@ namespace {
 
 using core::bad;
 
-void wait_for_last(const core::Ordering& ordering) {
-  for (core::RangeLock* lock : ordering.locks) {
-    if (lock->last) lock->last->wait();
-  }
-}
-
 void load_masters(const std::vector<Tensor>& tensors) {
   for (const Tensor& tensor : tensors) {
     char* master = tensor.state(StateKind::master);
@@ -81,7 +75,7 @@ Status Engine::decide(const core::StepInput& input, core::StepResult* result) no
 
 Status Engine::step(const Selection& all, const core::StepInput& input,
                     const core::Ordering& ordering, core::StepResult* result) noexcept {
-  wait_for_last(ordering);
+  ordering.wait_for_last();
   const bool measures = rules::measures(config_);
   Status status = fold(input, rules::unclipped_factor(input.loss_scale));
   if (status.ok()) status = stepper_.merge(all, measures);
@@ -95,7 +89,7 @@ Status Engine::begin(const core::StepInput& input) noexcept {
 }
 
 Status Engine::apply(const Selection& one, const core::Ordering& ordering) noexcept {
-  wait_for_last(ordering);
+  ordering.wait_for_last();
   Status status = stepper_.merge(one, false);
   if (status.ok()) stepper_.update();
   return status;

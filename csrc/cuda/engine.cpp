@@ -6,19 +6,12 @@
 #include "core/checks.hpp"
 #include "cpu/kernels/isa.hpp"
 #include "cpu/tiles.hpp"
-#include "cuda/device/library.hpp"
 
 namespace adamas::cuda {
 
 Status Engine::open(std::int32_t device, std::unique_ptr<core::Engine>* engine) {
-  const DeviceApi* api = library();
-  if (api == nullptr) return {StatusCode::unavailable, "CUDA can't be used"};
-  int devices = 0;
-  const Error error = api->count(&devices);
-  if (error == 0 && device >= devices) return core::bad("there is no such device");
   auto made = std::make_unique<Engine>();
-  made->device_ = {api, device};
-  Status status = made->device_.status(error);
+  Status status = open_device(device, &made->device_);
   if (status.ok()) status = made->timeline_.open(made->device_);
   if (status.ok()) *engine = std::move(made);
   return status;
@@ -59,11 +52,7 @@ Status Engine::finish(Queue& queue) noexcept {
   return queue.status();
 }
 
-void Engine::close() noexcept {
-  broken_ = {StatusCode::device_error,
-             "the device failed in an earlier step, so the parameters and the state can't be "
-             "relied on: make a new optimizer"};
-}
+void Engine::close() noexcept { broken_ = unusable(); }
 
 char* Engine::allocate_state(std::size_t nbytes) {
   const Status status = queue_work(timeline_.stream(), [&](Queue& queue) -> Status {

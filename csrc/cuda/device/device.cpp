@@ -3,7 +3,27 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/device/library.hpp"
+
 namespace adamas::cuda {
+
+Status open_device(std::int32_t ordinal, Device* device) {
+  const DeviceApi* api = library();
+  if (api == nullptr) return {StatusCode::unavailable, "CUDA can't be used"};
+  *device = {api, ordinal};
+  int devices = 0;
+  const Error error = api->count(&devices);
+  if (error == 0 && ordinal >= devices) {
+    return {StatusCode::invalid_argument, "there is no such device"};
+  }
+  return device->status(error);
+}
+
+Status unusable() {
+  return {StatusCode::device_error,
+          "the device failed in an earlier step, so the parameters and the state can't be relied "
+          "on: make a new optimizer"};
+}
 
 void Queue::store(void* target, const void* data, std::size_t nbytes) {
   StoreArgs args{};

@@ -22,6 +22,12 @@ struct Device {
   }
 };
 
+// Takes a device into use; refuses one that is not there.
+Status open_device(std::int32_t ordinal, Device* device);
+
+// What further steps are refused with after an error that left something half done.
+Status unusable();
+
 // Makes a device the current one of the calling thread, and restores what was.
 class DeviceScope {
  public:

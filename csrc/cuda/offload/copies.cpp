@@ -2,8 +2,6 @@
 
 #include <new>
 
-#include "cuda/device/library.hpp"
-
 namespace adamas::cuda {
 namespace {
 
@@ -20,9 +18,7 @@ std::size_t nbytes_of(const core::Tensor& tensor, const Gradient& grad) {
 }  // namespace
 
 Status OffloadCopies::open(std::int32_t device) {
-  const DeviceApi* api = library();
-  if (api == nullptr) return {StatusCode::unavailable, "CUDA can't be used"};
-  device_ = {api, device};
+  if (Status status = open_device(device, &device_); !status.ok()) return status;
   Error error = down_.create(device_, Handle::Kind::stream);
   if (error == 0) error = up_.create(device_, Handle::Kind::stream);
   if (error == 0) error = before_.create(device_, Handle::Kind::event);
@@ -120,9 +116,7 @@ Status OffloadCopies::stage(const core::Tensor& tensor, Copy& copy, Gradient* gr
 }
 
 Status OffloadCopies::fetch(const core::Ordering& ordering) noexcept {
-  for (core::RangeLock* lock : ordering.locks) {
-    if (lock->last) lock->last->wait();
-  }
+  ordering.wait_for_last();
   return queue_down({&ordering.queueing.stream, 1}, [&](Queue& queue) {
     queue.wait_for_streams(ordering.queueing.after, before_.get());
     for (std::size_t k = 0; k < grads_.size(); ++k) {

@@ -21,16 +21,9 @@ Status OffloadEngine::start(const AdamConfig& config, const std::vector<core::Te
   return host_.start(config, copies_.tensors(), rates_count, {});
 }
 
-Status OffloadEngine::check_usable() const {
-  if (!is_closed_) return {};
-  return {StatusCode::device_error,
-          "the device failed in an earlier step, so the parameters and the state can't be relied "
-          "on: make a new optimizer"};
-}
-
 Status OffloadEngine::fetch(const core::Selection& selection, const core::Ordering& ordering,
                             core::Selection* staged) noexcept {
-  Status status = check_usable();
+  Status status = broken_;
   if (status.ok()) status = copies_.stage(selection, staged);
   if (status.ok()) status = copies_.fetch(ordering);
   return status;

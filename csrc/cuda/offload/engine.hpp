@@ -28,10 +28,9 @@ class OffloadEngine final : public core::Engine {
   Status decode(const core::Tensor& tensor, StateKind kind, float* values) noexcept override {
     return host_.decode(tensor, kind, values);
   }
-  void close() noexcept override { is_closed_ = true; }
+  void close() noexcept override { broken_ = unusable(); }
 
  private:
-  Status check_usable() const;
   Status fetch(const core::Selection& selection, const core::Ordering& ordering,
                core::Selection* staged) noexcept;
   Status stream(const core::Selection& staged, const core::StepInput& input,
@@ -41,7 +40,7 @@ class OffloadEngine final : public core::Engine {
   Status finish(Status sent, const core::Ordering& ordering) noexcept;
 
   AdamConfig config_;
-  bool is_closed_ = false;  // after an error that left a step half done
+  Status broken_;  // an error after which the state can't be relied on
   OffloadCopies copies_;
   cpu::Engine host_;
 };
