@@ -6,7 +6,6 @@ That a resumed run has the same bits is `test_resume.py`'s; files of processes t
 
 import contextlib
 import copy
-import doctest
 import errno
 import hashlib
 import json
@@ -21,7 +20,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import adamas
-from adamas import checkpoint, state_access
 from helpers import bits, check_refused, everything, run_python
 
 OPTIONS = {"learning_rate": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}
@@ -795,10 +793,3 @@ def test_many_may_save_and_load_one_file(path):
 
     run_threads(*[lambda made=made: saves(made) for made in makers], loads)
     assert temporaries(path.parent) == []
-
-
-def test_the_examples_of_the_docstrings():
-    for module in (checkpoint, state_access):
-        result = doctest.testmod(module)
-        assert result.failed == 0
-        assert result.attempted > 10

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -94,14 +93,33 @@ def test_the_python_blocks_of_a_page_are_a_program(page, tmp_path, monkeypatch, 
     assert capsys.readouterr().out.splitlines() == wanted
 
 
-@pytest.mark.parametrize(
-    "name", ["adam", "parameter", "schedules", "dynamic_lr", "loss_scale", "cuda"]
-)
+SHOWN = [name for name in adamas.__all__ if name != "__version__"]
+IN_THE_REFERENCE = {name: getattr(adamas, name) for name in SHOWN}
+# What all optimizers inherit, and what is not exported by `from adamas import *`.
+MORE = {"Optimizer": adamas.Adam.__base__, "adamas.typing": adamas.typing}
+
+
+@pytest.mark.parametrize("name", [*IN_THE_REFERENCE, *MORE])
 def test_the_examples_of_the_reference(name):
-    """Those of `state_access` and `checkpoint` are run by test_checkpoint.py."""
-    result = doctest.testmod(import_module(f"adamas.{name}"))
-    assert result.failed == 0
-    assert result.attempted > 0
+    """With nothing but what ``from adamas import *`` gives."""
+    thing = (IN_THE_REFERENCE | MORE)[name]
+    module = thing if isinstance(thing, ModuleType) else False
+    found = doctest.DocTestFinder().find(thing, name, module, globs=dict(IN_THE_REFERENCE))
+    examples = [test for test in found if test.examples]
+    assert examples or "See `" in thing.__doc__
+    for example in examples:
+        assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_users_names_say_where_they_are_imported_from():
+    for name, thing in IN_THE_REFERENCE.items():
+        assert getattr(adamas, name) is thing
+        assert isinstance(thing, ModuleType) or thing.__module__ == "adamas", name
+
+
+def test_modules_that_are_no_api_begin_with_an_underscore():
+    modules = {path.stem for path in Path(adamas.__file__).parent.glob("*.py")}
+    assert {name for name in modules if not name.startswith("_")} == {"cuda", "typing"}
 
 
 def test_every_public_name_is_in_the_reference():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import adamas
-from adamas.loss_scale import DynamicLossScaleUpdateCell, FixedLossScaleUpdateCell
+from adamas import DynamicLossScaleUpdateCell, FixedLossScaleUpdateCell
 
 LARGEST_FLOAT32 = (2.0 - 2.0**-23) * 2.0**127
 

@@ -5,10 +5,11 @@ state.
 """
 
 from . import cuda
+from . import typing as typing  # not in __all__, where it would hide Python's own
+from ._adam import Adam, AdamWeightDecay
+from ._checkpoint import load_checkpoint, save_checkpoint
 from ._core import __version__
-from .adam import Adam, AdamWeightDecay
-from .checkpoint import load_checkpoint, save_checkpoint
-from .dynamic_lr import (
+from ._dynamic_lr import (
     cosine_decay_lr,
     exponential_decay_lr,
     inverse_decay_lr,
@@ -17,15 +18,15 @@ from .dynamic_lr import (
     polynomial_decay_lr,
     warmup_lr,
 )
-from .loss_scale import (
+from ._loss_scale import (
     DynamicLossScaleManager,
     DynamicLossScaleUpdateCell,
     FixedLossScaleManager,
     FixedLossScaleUpdateCell,
     all_finite,
 )
-from .parameter import Parameter, RowTensor
-from .schedules import (
+from ._parameter import Parameter, RowTensor
+from ._schedules import (
     CosineDecayLR,
     ExponentialDecayLR,
     InverseDecayLR,
@@ -66,3 +67,17 @@ __all__ = [
     "save_checkpoint",
     "warmup_lr",
 ]
+
+
+def _sign() -> None:
+    """Let what users import from here say so, and not where it is written, which may change.
+
+    Messages and documentation show it, and pickles hold it.
+    """
+    for name in __all__:
+        thing = globals()[name]
+        if callable(thing):
+            thing.__module__ = __name__
+
+
+_sign()

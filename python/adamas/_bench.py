@@ -15,17 +15,18 @@ from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from . import _core
-from .adam import Adam
-from .arrays import FloatArray
-from .parameter import Parameter
+from ._adam import Adam
+from ._arrays import FloatArray
+from ._parameter import Parameter
+from .typing import StateDtype
 
 SIZES = (10**3, 10**5, 10**6, 10**7, 10**8)
-STATES = ("float32", "bfloat16", "int8")
+STATES: tuple[StateDtype, ...] = get_args(StateDtype)
 LIMIT, TORCH = "limit", "torch fused"
 IN_MEMORY = 10**7  # elements from which on no cache holds a step, and calls cost next to nothing
 BYTES = 48  # per element, of all that is measured together

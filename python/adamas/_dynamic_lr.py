@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import validation
-from .schedules import (
+from . import _validation as validation
+from ._schedules import (
     CosineDecayLR,
     ExponentialDecayLR,
     InverseDecayLR,

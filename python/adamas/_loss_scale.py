@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from . import validation
-from .arrays import from_foreign, is_float, rows_of
+from . import _validation as validation
+from ._arrays import from_foreign, is_float, rows_of
+from .typing import Gradient
 
 __all__ = [
     "DynamicLossScaleManager",
@@ -257,6 +258,7 @@ class DynamicLossScaleManager:
     Examples
     --------
     >>> manager = DynamicLossScaleManager(init_loss_scale=1024, scale_window=2)
+    >>> import numpy as np
     >>> gradients = [np.array([1.0, np.inf], np.float32)]
     >>> manager.update_loss_scale(overflow=not all_finite(gradients))
     >>> manager.get_loss_scale()
@@ -349,7 +351,7 @@ class DynamicLossScaleManager:
         )
 
 
-def all_finite(grads: Sequence[Any]) -> bool:
+def all_finite(grads: Sequence[Gradient]) -> bool:
     """Return whether no gradient holds an infinity or NaN.
 
     The arrays are read in blocks, without a temporary of their size, and only up to the first
@@ -374,6 +376,7 @@ def all_finite(grads: Sequence[Any]) -> bool:
 
     Examples
     --------
+    >>> import numpy as np
     >>> gradients = [np.ones((2, 3)), np.float32(0.5)]
     >>> all_finite(gradients)
     True

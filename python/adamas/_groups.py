@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import validation
-from .parameter import Parameter
-from .rates import ZERO, Rate, RateBook
+from . import _validation as validation
+from ._parameter import Parameter
+from ._rates import ZERO, Rate, RateBook
 
 _KEYS = ("params", "lr", "weight_decay", "grad_centralization", "order_params")
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from . import validation
-from .arrays import FloatArray
-from .optimizer import Optimizer
+from . import _validation as validation
+from ._arrays import FloatArray
+from ._optimizer import Optimizer
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 

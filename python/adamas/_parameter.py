@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from . import _core
-from .arrays import FloatArray, parameter_array
-from .device_arrays import device_parameter
+from ._arrays import Array, FloatArray, parameter_array
+from ._device_arrays import device_parameter
 
 
 class Parameter:
@@ -43,7 +44,7 @@ class Parameter:
     ((3, 2), dtype('float32'), 6)
     """
 
-    def __init__(self, data: Any, name: str | None = None) -> None:
+    def __init__(self, data: Array, name: str | None = None) -> None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, got {type(name).__name__}")
         device_array = device_parameter(data)
@@ -135,7 +136,9 @@ class RowTensor:
     array([1. , 0.9, 1. , 0.9, 1. ], dtype=float32)
     """
 
-    def __init__(self, indices: Any, values: Any, dense_shape: Any) -> None:
+    def __init__(
+        self, indices: Array | Sequence[int], values: Array, dense_shape: Sequence[int]
+    ) -> None:
         self._indices = indices
         self._values = values
         self._dense_shape = dense_shape

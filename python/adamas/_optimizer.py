@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, get_args, overload
 
-from . import _core, groups, validation
-from .arrays import gradient
-from .device_arrays import stream_number
-from .fork import add_lock
-from .groups import Defaults, ParameterOptions
-from .parameter import Parameter
-from .rates import Rate, RateBook
-from .state_access import StateAccess
+from . import _core, _groups
+from . import _validation as validation
+from ._arrays import FloatArray, gradient
+from ._device_arrays import stream_number
+from ._fork import add_lock
+from ._groups import Defaults, ParameterOptions
+from ._parameter import Parameter
+from ._rates import Rate, RateBook
+from ._state import OptimizerState
+from .typing import Gradient, LearningRate, Params, Target, WeightDecay
 
 
-class Optimizer(StateAccess):
+class Optimizer:
     """Base of `Adam` and `AdamWeightDecay`, which document the parameters of the constructor."""
 
     def __init__(
         self,
-        params: Any,
-        learning_rate: Any,
-        weight_decay: Any,
+        params: Params,
+        learning_rate: LearningRate,
+        weight_decay: WeightDecay,
         config: _core.AdamConfig,
         *,
         use_offload: bool = False,
@@ -33,7 +36,7 @@ class Optimizer(StateAccess):
             book.learning_rate("learning_rate", learning_rate),
             book.weight_decay("weight_decay", weight_decay),
         )
-        self._options, self._grouped = groups.resolve(params, self._defaults, book)
+        self._options, self._grouped = _groups.resolve(params, self._defaults, book)
         self._round_lr = config.numerics is _core.Numerics.mindspore
         # Around the schedules and the native call that belong together.
         self._is_locking = config.use_locking
@@ -41,7 +44,7 @@ class Optimizer(StateAccess):
         if config.use_locking:
             add_lock(self)
         self._is_on_device = any(option.parameter.is_on_device for option in self._options)
-        self._target = "GPU" if self._is_on_device and not use_offload else "CPU"
+        self._target: Target = "GPU" if self._is_on_device and not use_offload else "CPU"
         self._worker: ThreadPoolExecutor | None = None
         self._submitted: list[Future[None]] = []
         if config.capturable and not self._is_on_device:
@@ -73,6 +76,7 @@ class Optimizer(StateAccess):
             config,
             gradient,
         )
+        self._state = OptimizerState(self._native, config, self._options, self._centralized)
         self._native_step = self._native.step  # bound once: a step of a small model is microseconds
         # A step that is being captured takes its rates from the device.
         self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._pairs))
@@ -103,7 +107,7 @@ class Optimizer(StateAccess):
                 values[decay] = decay.at(step)
         return _core.Rates([(values[lr], values[decay]) for lr, decay in self._pairs])
 
-    def __call__(self, grads: Any, *, stream: Any = None) -> bool:
+    def __call__(self, grads: Sequence[Gradient], *, stream: Any = None) -> bool:
         """Make one step: update every parameter in place.
 
         Parameters
@@ -162,7 +166,7 @@ class Optimizer(StateAccess):
             self._native_step(grads, self._static_rates or self._rates())
         return True
 
-    def _step_on_device(self, grads: Any, stream: Any) -> None:
+    def _step_on_device(self, grads: Sequence[Gradient], stream: Any) -> None:
         number = None if stream is None else self._stream_number(stream)
         if self._config.capturable and self._native.is_capturing(grads, number):
             self._native.step_on_device(grads, self._rates_of_capture, number)
@@ -221,7 +225,7 @@ class Optimizer(StateAccess):
         with self._lock:
             self._native.begin_step(self._rates())
 
-    def apply(self, param: Parameter, grad: Any, *, stream: Any = None) -> None:
+    def apply(self, param: Parameter, grad: Gradient, *, stream: Any = None) -> None:
         """Update one parameter of the open step as soon as its gradient exists.
 
         Parameters
@@ -243,7 +247,7 @@ class Optimizer(StateAccess):
         number = None if stream is None else self._stream_number(stream)
         self._native.apply(self._position(param), grad, number)
 
-    def submit(self, param: Parameter, grad: Any, *, stream: Any = None) -> None:
+    def submit(self, param: Parameter, grad: Gradient, *, stream: Any = None) -> None:
         """Start to update one parameter of the open step, and return; `end_step` waits for it.
 
         With ``use_offload`` the update runs in another thread, beside the rest of the backward
@@ -291,19 +295,91 @@ class Optimizer(StateAccess):
         return [option.parameter for option in self._options]
 
     @property
-    def target(self) -> str:
+    def moment1(self) -> list[FloatArray]:
+        """The first moments in update order: live, writable views of the optimizer's memory.
+
+        With a ``state_dtype`` in 16 or 8 bits: read-only float32 copies. On a CUDA device: objects
+        with ``__cuda_array_interface__``, ``numpy()``, which copies, and ``assign(values)``.
+        """
+        return self._state.arrays(_core.StateKind.moment1)
+
+    @property
+    def moment2(self) -> list[FloatArray]:
+        """The second moments in update order, as `moment1`."""
+        return self._state.arrays(_core.StateKind.moment2)
+
+    @property
+    def vhat(self) -> list[FloatArray]:
+        """The largest second moments so far (AMSGrad): live, writable views; else empty."""
+        return self._state.arrays(_core.StateKind.vhat) if self._config.use_amsgrad else []
+
+    @property
+    def master_weights(self) -> list[FloatArray | None]:
+        """The float32 copies of 16-bit parameters (``master_weights``), None for the others."""
+        masters = self._state.arrays(_core.StateKind.master)
+        return masters if self._config.master_weights else [None] * len(masters)
+
+    @property
+    def last_grad_norm(self) -> float:
+        """The norm over all gradients of the last step, divided by ``loss_scale``, not clipped.
+
+        NaN if no step was made yet or neither ``max_grad_norm`` nor ``skip_nonfinite`` needed it.
+        """
+        return self._native.last_grad_norm
+
+    @property
+    def last_step_skipped(self) -> bool:
+        """Whether the last step changed nothing because of a NaN or infinity."""
+        return self._native.last_step_skipped
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps changed nothing because of a NaN or infinity (``skip_nonfinite``)."""
+        return self._native.skipped_steps
+
+    @property
+    def state_nbytes(self) -> int:
+        """The bytes of all state arrays together."""
+        return self._native.state_nbytes
+
+    @property
+    def global_step(self) -> int:
+        """The number of steps made. Setting it moves schedules and bias correction with it."""
+        return self._native.global_step
+
+    @global_step.setter
+    def global_step(self, step: int) -> None:
+        number = validation.integer("global_step", step, minimum=0, maximum=2**62)
+        with self._lock:
+            self._native.global_step = number
+
+    @property
+    def loss_scale(self) -> float:
+        """What the gradients of the next step are divided by; can be set between steps.
+
+        A dynamic loss scale goes here: ``opt.loss_scale = manager.get_loss_scale()``.
+        """
+        return self._native.loss_scale
+
+    @loss_scale.setter
+    def loss_scale(self, value: float) -> None:
+        scale = validation.real("loss_scale", value, minimum=2.0**-126, maximum=2.0**126)
+        with self._lock:
+            self._native.loss_scale = scale
+
+    @property
+    def target(self) -> Target:
         """Where sparse gradients are applied: "CPU" or "GPU"."""
         return self._target
 
     @target.setter
-    def target(self, value: str) -> None:
-        target = validation.choice("target", value, ("CPU", "GPU"))
+    def target(self, value: Target) -> None:
+        target = validation.choice("target", value, get_args(Target))
         if target != self._target:
             raise ValueError(
                 f"target must be {self._target!r}, which is where this optimizer's state is, got "
                 f"{target!r} (use_offload=True puts it on the CPU)"
             )
-        self._target = target
 
     @property
     def unique(self) -> bool:
@@ -335,7 +411,11 @@ class Optimizer(StateAccess):
             return self._defaults.weight_decay.at(step)
         return tuple(option.weight_decay.at(step) for option in self._options)
 
-    def get_lr_parameter(self, param: Any) -> float | list[float]:
+    @overload
+    def get_lr_parameter(self, param: Parameter) -> float: ...
+    @overload
+    def get_lr_parameter(self, param: Sequence[Parameter]) -> list[float]: ...
+    def get_lr_parameter(self, param: Parameter | Sequence[Parameter]) -> float | list[float]:
         """Return the learning rate that the next step uses for a parameter, or a list of them.
 
         Parameters
@@ -353,6 +433,115 @@ class Optimizer(StateAccess):
         if isinstance(param, (list, tuple)):
             return [self._lr_of(one) for one in param]
         return self._lr_of(param)
+
+    def state_dict(self, *, parameters: bool = False) -> dict[str, Any]:
+        """Return a copy of all that decides later steps, as plain arrays and numbers.
+
+        Loaded into an optimizer made in the same way, with the same values in its parameters, it
+        gives the bits of a run that never stopped.
+
+        Parameters
+        ----------
+        parameters : bool, default False, keyword only
+            Whether the parameters are copied too.
+
+        Returns
+        -------
+        dict
+            ``version``: 1. ``global_step``, ``skipped_steps``: int. ``last_step_skipped``: bool.
+            ``last_grad_norm``, ``loss_scale``: float. ``options``: a dict of the options that must
+            be the same when it is loaded. ``parameters``: a dict that has for each parameter, under
+            its name and in update order, a dict of ``dtype`` (of the parameter),
+            ``grad_centralization`` and NumPy arrays:
+
+            - ``moment1``, ``moment2`` in the parameter's shape: float64 for float64 parameters,
+              else float32; or as they are stored, uint16 for ``state_dtype="bfloat16"`` and uint8
+              for ``"int8"``, which has ``scale1`` and ``scale2`` too, uint8 of shape (blocks,);
+            - ``vhat`` (``use_amsgrad``) in the same type and shape;
+            - ``master`` (``master_weights``): float32, of 16-bit parameters;
+            - ``row_step`` (``row_policy="catch_up"``): int64 of shape (rows,), the last step that
+              has updated each row;
+            - ``param`` (``parameters=True``), the parameter in its own type and shape.
+
+        Raises
+        ------
+        RuntimeError
+            If a step in parts (`begin_step`) is open.
+
+        See Also
+        --------
+        adamas.save_checkpoint : The same in a file.
+
+        Notes
+        -----
+        A snapshot between two steps, whatever other threads do. Learning rates and weight decays
+        are not in it: they are those of the optimizer that it is loaded into, at ``global_step``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adamas import Adam, Parameter
+        >>> optimizer = Adam([Parameter(np.ones(2, np.float32), name="weight")], beta1=0.5)
+        >>> optimizer((np.ones(2, np.float32),))
+        True
+        >>> state = optimizer.state_dict()
+        >>> state["global_step"], state["parameters"]["weight"]["moment1"]
+        (1, array([0.5, 0.5], dtype=float32))
+        """
+        with self._lock:
+            return self._state.take(parameters=validation.flag("parameters", parameters))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` returned.
+
+        The optimizer must have parameters of the same names, types and shapes, and the same
+        options: ``numerics``, ``beta1``, ``beta2``, ``eps``, ``use_nesterov``, ``use_amsgrad``,
+        ``decoupled_weight_decay``, ``row_policy``, ``max_grad_norm``, ``skip_nonfinite``,
+        ``state_dtype``, ``seed``, ``master_weights`` and ``grad_centralization``. Learning rates,
+        weight decays, ``use_locking`` and ``num_threads`` may differ, and so may the order of the
+        parameters where nothing depends on it (``max_grad_norm`` and the random bits of
+        ``state_dtype`` do). ``loss_scale`` is loaded. To go on with another option all the same,
+        change it in ``state["options"]``.
+
+        Parameters
+        ----------
+        state : mapping
+            As returned by `state_dict`, with the parameters or without. It is copied.
+
+        Raises
+        ------
+        TypeError
+            If the state, or an entry of it, has another type than it should.
+        ValueError
+            If an entry is missing, unknown, or not that of an optimizer like this one, with its
+            name, what was wanted and what came; or if a parameter was made read-only, or an array
+            shares memory with a parameter or the state.
+        RuntimeError
+            If a step in parts (`begin_step`) is open.
+
+        Whatever is raised, nothing has changed.
+
+        Notes
+        -----
+        Safe to call while other threads make steps: it happens between two of them. An iterator of
+        learning rates must be given to the new optimizer from its beginning: the values of the
+        steps already made are pulled from it, and dropped, when the next step asks for its own.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adamas import Adam, Parameter
+        >>> first, second = np.ones(2, np.float32), np.ones(2, np.float32)
+        >>> optimizer = Adam([Parameter(first, name="weight")])
+        >>> optimizer((np.ones(2, np.float32),))
+        True
+        >>> resumed = Adam([Parameter(second, name="weight")])
+        >>> resumed.load_state_dict(optimizer.state_dict(parameters=True))
+        >>> resumed.global_step, bool((first == second).all())
+        (1, True)
+        """
+        with self._lock:
+            self._state.load(state)
 
     def _lr_of(self, param: Any) -> float:
         option = self._options[self._position(param)]

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
+from typing import NoReturn as Never  # what typing calls it from Python 3.11 on
 
-from . import _core, validation
-from .optimizer import Optimizer
-
-_NUMERICS = {
-    "standard": _core.Numerics.standard,
-    "mindspore": _core.Numerics.mindspore,
-}
-
+from . import _core
+from . import _validation as validation
+from ._optimizer import Optimizer
+from .typing import LearningRate, Numerics, Params, RowPolicy, StateDtype, WeightDecay
 
 _MAX_THREADS = 4096
 
-_STATE_FORMATS = {
+_STATE_FORMATS: dict[str, _core.StateFormat] = {
     "float32": _core.StateFormat.real,
     "bfloat16": _core.StateFormat.bfloat16,
     "int8": _core.StateFormat.int8,
-}
-
-_ROW_POLICIES = {
-    "exact": _core.RowPolicy.exact,
-    "lazy": _core.RowPolicy.lazy,
-    "catch_up": _core.RowPolicy.catch_up,
 }
 
 
 def _row_policy(name: Any, lazy: bool) -> _core.RowPolicy:
     if name is None:
         return _core.RowPolicy.lazy if lazy else _core.RowPolicy.exact
-    policy = _ROW_POLICIES[validation.choice("row_policy", name, tuple(_ROW_POLICIES))]
+    policy = _core.RowPolicy[validation.choice("row_policy", name, get_args(RowPolicy))]
     if lazy and policy is not _core.RowPolicy.lazy:
         raise ValueError(f"use_lazy must not be True together with row_policy={name!r}")
     return policy
@@ -53,7 +44,7 @@ def _check_comm(comm: Any, use_amsgrad: bool) -> None:
 def _config(beta1: Any, beta2: Any, eps: Any, numerics: str, num_threads: Any) -> _core.AdamConfig:
     """Check the options that both optimizers have."""
     config = _core.AdamConfig()
-    config.numerics = _NUMERICS[validation.choice("numerics", numerics, tuple(_NUMERICS))]
+    config.numerics = _core.Numerics[validation.choice("numerics", numerics, get_args(Numerics))]
     config.beta1 = validation.strict_float("beta1", beta1, above=0.0, below=1.0)
     config.beta2 = validation.strict_float("beta2", beta2, above=0.0, below=1.0)
     config.eps = validation.strict_float("eps", eps, above=0.0)
@@ -189,31 +180,31 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        params: Any,
-        learning_rate: Any = 1e-3,
+        params: Params,
+        learning_rate: LearningRate = 1e-3,
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
         use_locking: bool = False,
         use_nesterov: bool = False,
-        weight_decay: Any = 0.0,
+        weight_decay: WeightDecay = 0.0,
         loss_scale: float = 1.0,
         use_amsgrad: bool = False,
         *,
         use_lazy: bool = False,
         use_offload: bool = False,
-        numerics: str = "standard",
+        numerics: Numerics = "standard",
         decoupled_weight_decay: bool = False,
-        row_policy: str | None = None,
+        row_policy: RowPolicy | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
-        state_dtype: str | None = None,
+        state_dtype: StateDtype | None = None,
         seed: int = 0,
         master_weights: bool = False,
         comm: Any = None,
         num_threads: int | None = None,
         capturable: bool = False,
-        **unknown: Any,
+        **unknown: Never,
     ) -> None:
         if unknown:
             raise KeyError(f"Adam has no argument {next(iter(unknown))!r}")
@@ -233,7 +224,7 @@ class Adam(Optimizer):
         config.capturable = validation.flag("capturable", capturable)
         config.master_weights = validation.flag("master_weights", master_weights)
         if state_dtype is not None:
-            name = validation.choice("state_dtype", state_dtype, tuple(_STATE_FORMATS))
+            name = validation.choice("state_dtype", state_dtype, get_args(StateDtype))
             config.state_format = _STATE_FORMATS[name]
         config.seed = validation.integer("seed", seed, minimum=0, maximum=2**64 - 1)
         if max_grad_norm is not None:
@@ -295,14 +286,14 @@ class AdamWeightDecay(Optimizer):
 
     def __init__(
         self,
-        params: Any,
-        learning_rate: Any = 1e-3,
+        params: Params,
+        learning_rate: LearningRate = 1e-3,
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-6,
-        weight_decay: Any = 0.0,
+        weight_decay: WeightDecay = 0.0,
         *,
-        numerics: str = "mindspore",
+        numerics: Numerics = "mindspore",
         num_threads: int | None = None,
     ) -> None:
         config = _config(beta1, beta2, eps, numerics, num_threads)

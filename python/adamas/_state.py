@@ -1,8 +1,8 @@
-"""The state of an optimizer as a dictionary of plain arrays and numbers, and back.
+"""The state of an optimizer: its arrays, and all of it as a dictionary of plain arrays and numbers.
 
-`Optimizer.state_dict` and `Optimizer.load_state_dict` document it; `checkpoint.py` puts it into
-files. Loading checks everything first; then one native call copies all, as one call among the
-steps.
+`Optimizer.state_dict` and `Optimizer.load_state_dict` document the dictionary; `_checkpoint.py`
+puts it into files. Loading checks everything first; then one native call copies all, as one call
+among the steps.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from . import _core, validation
-from .groups import ParameterOptions
+from . import _core
+from . import _validation as validation
+from ._groups import ParameterOptions
 
 VERSION = 1
 
@@ -28,15 +29,8 @@ _STATE_DTYPES = {
 _STORED = {_core.StateFormat.bfloat16: np.uint16, _core.StateFormat.int8: np.uint8}
 
 
-def take(
-    native: _core.Optimizer,
-    config: _core.AdamConfig,
-    options: Sequence[ParameterOptions],
-    centralized: Sequence[bool],
-    *,
-    parameters: bool,
-) -> dict[str, Any]:
-    """Return a copy of everything that decides later steps.
+class OptimizerState:
+    """Moments and what else decides later steps, of one optimizer.
 
     Parameters
     ----------
@@ -44,81 +38,85 @@ def take(
         The parts of the optimizer.
     centralized
         Whether the rows of each parameter's gradients lose their mean.
-    parameters
-        Whether the parameters themselves are copied too, as "param".
-
-    Raises
-    ------
-    RuntimeError
-        If a step in parts is open.
     """
-    entries: dict[str, dict[str, Any]] = {}
-    copies = []
-    for i, option in enumerate(options):
-        entry = _description(option, centralized[i])
-        for kind, (shape, dtype) in _layout(native, config, option, i, parameters).items():
-            entry[kind] = np.empty(shape, dtype)
-            copies.append((i, _kind(kind), entry[kind]))
-        entries[option.name] = entry
-    counters = native.save(copies)
-    return {
-        "version": VERSION,
-        "global_step": counters.global_step,
-        "skipped_steps": counters.skipped_steps,
-        "last_step_skipped": counters.last_step_skipped,
-        "last_grad_norm": counters.last_grad_norm,
-        "loss_scale": counters.loss_scale,
-        "options": _options(config),
-        "parameters": entries,
-    }
 
+    def __init__(
+        self,
+        native: _core.Optimizer,
+        config: _core.AdamConfig,
+        options: Sequence[ParameterOptions],
+        centralized: Sequence[bool],
+    ) -> None:
+        self._native = native
+        self._config = config
+        self._options = options
+        self._centralized = centralized
 
-def load(
-    native: _core.Optimizer,
-    config: _core.AdamConfig,
-    options: Sequence[ParameterOptions],
-    centralized: Sequence[bool],
-    state: Mapping[str, Any],
-) -> None:
-    """Go on from what `take` returned, or raise and change nothing.
+    def arrays(self, kind: _core.StateKind) -> list[Any]:
+        """Return one kind of state of each parameter, in update order; None where it has none."""
+        return [self._native.state(kind, i) for i in range(len(self._options))]
 
-    Raises
-    ------
-    TypeError
-        If the state, or a counter in it, has another type.
-    ValueError
-        If it is not the state of an optimizer like this one; the message names the entry.
-    RuntimeError
-        If a step in parts is open.
-    """
-    _mapping("state", state)
-    if state.get("version") != VERSION:
-        raise ValueError(f"state['version'] must be {VERSION}, got {state.get('version')!r}")
-    _check_keys(
-        "state",
-        state,
-        (
-            "version",
-            "global_step",
-            "skipped_steps",
-            "last_step_skipped",
-            "last_grad_norm",
-            "loss_scale",
-            "options",
-            "parameters",
-        ),
-    )
-    _check_equal("state['options']", state["options"], _options(config))
-    entries = state["parameters"]
-    _check_names(entries, [option.name for option in options], config)
-    with_param = any("param" in _mapping(_label(name), entry) for name, entry in entries.items())
-    copies = []
-    for i, option in enumerate(options):
-        entry = entries[option.name]
-        layout = _layout(native, config, option, i, with_param)
-        _check_entry(option.name, entry, _description(option, centralized[i]), layout)
-        copies += [(i, _kind(kind), np.require(entry[kind], None, "C")) for kind in layout]
-    native.load(copies, _counters(state))
+    def take(self, *, parameters: bool) -> dict[str, Any]:
+        """Return a copy of everything that decides later steps.
+
+        Parameters
+        ----------
+        parameters
+            Whether the parameters themselves are copied too, as "param".
+
+        Raises
+        ------
+        RuntimeError
+            If a step in parts is open.
+        """
+        native, config = self._native, self._config
+        entries: dict[str, dict[str, Any]] = {}
+        copies = []
+        for i, option in enumerate(self._options):
+            entry = _description(option, self._centralized[i])
+            for kind, (shape, dtype) in _layout(native, config, option, i, parameters).items():
+                entry[kind] = np.empty(shape, dtype)
+                copies.append((i, _kind(kind), entry[kind]))
+            entries[option.name] = entry
+        counters = native.save(copies)
+        return {
+            "version": VERSION,
+            "global_step": counters.global_step,
+            "skipped_steps": counters.skipped_steps,
+            "last_step_skipped": counters.last_step_skipped,
+            "last_grad_norm": counters.last_grad_norm,
+            "loss_scale": counters.loss_scale,
+            "options": _options(config),
+            "parameters": entries,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `take` returned, or raise and change nothing.
+
+        Raises
+        ------
+        TypeError
+            If the state, or a counter in it, has another type.
+        ValueError
+            If it is not the state of an optimizer like this one; the message names the entry.
+        RuntimeError
+            If a step in parts is open.
+        """
+        native, config = self._native, self._config
+        _check_state(state)
+        _check_equal("state['options']", state["options"], _options(config))
+        entries = state["parameters"]
+        _check_names(entries, [option.name for option in self._options], config)
+        with_param = any(
+            "param" in _mapping(_label(name), entry) for name, entry in entries.items()
+        )
+        copies = []
+        for i, option in enumerate(self._options):
+            entry = entries[option.name]
+            layout = _layout(native, config, option, i, with_param)
+            _check_entry(option.name, entry, _description(option, self._centralized[i]), layout)
+            copies += [(i, _kind(kind), np.require(entry[kind], None, "C")) for kind in layout]
+        native.load(copies, _counters(state))
 
 
 def _kind(name: str) -> _core.StateKind | None:
@@ -187,6 +185,27 @@ def _mapping(label: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{label} must be a mapping, got {validation.shown(value)}")
     return value
+
+
+def _check_state(state: Any) -> None:
+    """Check that it is a state of this version, by its outermost keys."""
+    _mapping("state", state)
+    if state.get("version") != VERSION:
+        raise ValueError(f"state['version'] must be {VERSION}, got {state.get('version')!r}")
+    _check_keys(
+        "state",
+        state,
+        (
+            "version",
+            "global_step",
+            "skipped_steps",
+            "last_step_skipped",
+            "last_grad_norm",
+            "loss_scale",
+            "options",
+            "parameters",
+        ),
+    )
 
 
 def _check_keys(label: str, found: Mapping[str, Any], wanted: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from . import validation
+from . import _validation as validation
 
 __all__ = [
     "CosineDecayLR",

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from . import validation
-from .fork import add_lock
-from .schedules import LearningRateSchedule
+from . import _validation as validation
+from ._fork import add_lock
+from ._schedules import LearningRateSchedule
 
 
 class Rate(Protocol):
@@ -25,6 +25,7 @@ class Rate(Protocol):
 
     def at(self, step: int, /) -> float:
         """Return the value at a 0-based step."""
+        ...
 
 
 class _Constant:

@@ -9,15 +9,33 @@ every gradient that it cannot read as it is.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .device_arrays import device_gradient
+from ._device_arrays import device_gradient
 
 FloatArray = npt.NDArray[Any]
+"""A NumPy array of float32, float64, float16 or bfloat16, which has no type of its own."""
+
+
+class _Buffer(Protocol):
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+
+class _DLPack(Protocol):
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class _CudaArray(Protocol):
+    @property
+    def __cuda_array_interface__(self) -> Any: ...
+
+
+Array = npt.NDArray[Any] | _Buffer | _DLPack | _CudaArray
+"""Memory of any library that is used where it lies, on the CPU or on a CUDA device."""
 
 
 def from_foreign(value: object) -> FloatArray | None:

@@ -1,0 +1,101 @@
+"""The types of what users pass to adamas, for the annotations of their own programs.
+
+A type checker compares them; at run time adamas looks at the values themselves.
+
+Examples
+--------
+>>> from adamas import Adam
+>>> from adamas.typing import Group, LearningRate
+>>> def optimizer_of(groups: list[Group], learning_rate: LearningRate = 0.01) -> Adam:
+...     return Adam(groups, learning_rate, use_nesterov=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol, TypedDict
+
+import numpy as np
+
+from ._arrays import Array, FloatArray
+from ._parameter import Parameter
+from ._schedules import LearningRateSchedule
+
+__all__ = [
+    "Array",
+    "FloatArray",
+    "Gradient",
+    "Group",
+    "LearningRate",
+    "Numerics",
+    "Order",
+    "Params",
+    "RowPolicy",
+    "StateDtype",
+    "Target",
+    "WeightDecay",
+]
+
+
+class _Rows(Protocol):
+    """A `RowTensor`, or what has its attributes."""
+
+    @property
+    def indices(self) -> Any: ...
+    @property
+    def values(self) -> Any: ...
+    @property
+    def dense_shape(self) -> Any: ...
+
+
+class _SciPyMatrix(Protocol):
+    @property
+    def shape(self) -> Any: ...
+    def tocsr(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class _AsArray(Protocol):
+    """What NumPy makes an array of: tensors of one axis."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+_Number = float | np.floating[Any] | np.integer[Any]
+
+Gradient = Array | np.floating[Any] | _Rows | _SciPyMatrix
+"""The gradient of one parameter: dense, or rows of it (`RowTensor`, SciPy's, torch's)."""
+
+LearningRate = _Number | LearningRateSchedule | _AsArray | Iterable[_Number]
+"""A number, a schedule, or the values of the steps one after the other."""
+
+WeightDecay = _Number | Callable[[int], _Number]
+"""A number, or what is called with the step."""
+
+
+class _Members(TypedDict):
+    params: Iterable[Parameter]
+
+
+class Group(_Members, total=False):
+    """Parameters with options of their own; ``params`` is required."""
+
+    lr: LearningRate
+    weight_decay: WeightDecay
+    grad_centralization: bool
+
+
+class Order(TypedDict):
+    """The order in which the gradients of all groups come."""
+
+    order_params: Iterable[Parameter]
+
+
+# One iterable, though Parameters and groups do not mix: mypy understands lists of dicts as such
+# only if one type is wanted.
+Params = Iterable[Parameter | Group | Order]
+"""What an optimizer updates: Parameters, or groups and at most one order."""
+
+Numerics = Literal["standard", "mindspore"]
+RowPolicy = Literal["exact", "lazy", "catch_up"]
+StateDtype = Literal["float32", "bfloat16", "int8"]
+Target = Literal["CPU", "GPU"]
