@@ -1,11 +1,14 @@
 """What users write, for the type checker; test_stubs.py also runs it."""
 
-from collections.abc import Iterator
+import array
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import adamas
+from adamas.typing import Array, Gradient, Group, LearningRate, Order, WeightDecay
 
 Float32 = npt.NDArray[np.float32]
 
@@ -96,6 +99,50 @@ def scaled(managers: "list[adamas.DynamicLossScaleManager | adamas.FixedLossScal
     return strict.skipped_steps
 
 
+class Tensor:
+    """An array of a library of one's own."""
+
+    def __init__(self, values: Float32) -> None:
+        self._memory = values
+
+    def __dlpack__(self, *, stream: int | None = None, copy: bool | None = None) -> Any:
+        return self._memory.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def named(name: str, data: Array) -> Group:
+    """A group in a function of one's own."""
+    return {"params": [adamas.Parameter(data, name=name)], "lr": 0.1}
+
+
+def foreign() -> int:
+    """Arrays, gradients and rates in all their forms."""
+    scalar = adamas.Parameter(np.zeros((), np.float32))
+    listed: list[Group | Order] = [named("a", array.array("f", [1.0])), {"params": iter([scalar])}]
+    learning_rates: list[LearningRate] = [1, np.float32(0.1), [1, 0.5], np.ones(3), iter([0.5])]
+    decays: list[WeightDecay] = [0, np.float64(0.1), lambda step: 0.1 / (1 + step), Growing()]
+    grads: list[Sequence[Gradient]] = [
+        [array.array("f", [1.0]), np.float32(1.0)],
+        [Tensor(np.ones(1, np.float32)), np.ones((), np.float16)],
+        (adamas.RowTensor(np.array([0]), np.ones(1, np.float32), [1]), np.float64(1.0)),
+    ]
+    optimizers = [adamas.Adam(listed, rate) for rate in learning_rates[:1]]
+    optimizers += [adamas.Adam([scalar], rate) for rate in learning_rates]
+    optimizers += [adamas.Adam((p for p in [scalar]), weight_decay=decay) for decay in decays]
+    step_all(optimizers[:1], grads)
+    step_all(optimizers[1:], [[np.float32(1.0)]])
+    return sum(opt.global_step for opt in optimizers)
+
+
+def step_all(optimizers: list[adamas.Adam], grads: Sequence[Sequence[Gradient]]) -> None:
+    for opt in optimizers:
+        for grad in grads:
+            opt(grad)
+
+
 if __name__ == "__main__":
+    print(foreign())
     print(dense(), sparse(np.ones((5, 2), np.float32)), adamas.__version__)
     print(scaled([adamas.DynamicLossScaleManager(2**10), adamas.FixedLossScaleManager(8.0)]))
