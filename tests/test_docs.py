@@ -8,6 +8,7 @@ Commands of the shell and of CMake are not run: what they name must exist.
 from __future__ import annotations
 
 import doctest
+import pickle
 import re
 import shutil
 import subprocess
@@ -115,6 +116,22 @@ def test_users_names_say_where_they_are_imported_from():
     for name, thing in IN_THE_REFERENCE.items():
         assert getattr(adamas, name) is thing
         assert isinstance(thing, ModuleType) or thing.__module__ == "adamas", name
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        adamas.CosineDecayLR(0.0, 0.5, decay_steps=4),
+        adamas.DynamicLossScaleManager(1024, scale_window=2),
+        adamas.FixedLossScaleUpdateCell(8.0),
+        adamas.warmup_lr,
+    ],
+)
+def test_pickles_name_no_module_that_may_move(thing):
+    pickled = pickle.dumps(thing)
+    assert b"adamas" in pickled
+    assert b"adamas." not in pickled
+    assert repr(pickle.loads(pickled)) == repr(thing)  # noqa: S301
 
 
 def test_modules_that_are_no_api_begin_with_an_underscore():

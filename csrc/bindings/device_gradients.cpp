@@ -153,7 +153,7 @@ bool DeviceReader::view(const Parameter& parameter, py::handle grad, Gradient* g
   return true;
 }
 
-// The commonest case of what device_arrays.py does with __cuda_array_interface__; the others, and
+// The commonest case of what _device_arrays.py does with __cuda_array_interface__; the others, and
 // all errors, are left to it.
 bool DeviceReader::view_interface(const Parameter& parameter, py::handle grad, Gradient* gradient,
                                   std::vector<void*>* streams) const {
@@ -173,7 +173,7 @@ bool DeviceReader::view_interface(const Parameter& parameter, py::handle grad, G
       !is_none(item("strides")) || !is_none(item("mask"))) {
     return false;
   }
-  // Before version 3 it names no stream: device_arrays.py asks the library for its own.
+  // Before version 3 it names no stream: _device_arrays.py asks the library for its own.
   PyObject* const version = item("version");
   if (version == nullptr || PyLong_AsLong(version) < 3) {
     PyErr_Clear();
