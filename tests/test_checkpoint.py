@@ -20,6 +20,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import adamas
+from adamas import _core
 from helpers import bits, check_refused, everything, run_python
 
 OPTIONS = {"learning_rate": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}
@@ -93,6 +94,16 @@ def test_arrays_are_as_they_are_stored(dtype, options, types):
         assert entry["row_step"].shape == (3,)
     if "scale1" in types:
         assert entry["scale1"].shape == entry["scale2"].shape == (3,)
+
+
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16", "int8"])
+def test_scales_are_shown_in_their_own_shape(state_dtype):
+    native = make(state_dtype=state_dtype)._native
+    scales = native.state(_core.StateKind.scale1, 1)
+    if state_dtype != "int8":
+        assert scales is None
+    else:  # 5 elements share one
+        assert (scales.shape, scales.dtype) == ((1,), np.uint8)
 
 
 def test_a_state_is_a_copy():

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "bindings/dlpack.hpp"
+#include "bindings/dtypes.hpp"
 #include "bindings/register.hpp"
 
 namespace py = pybind11;
@@ -86,15 +87,7 @@ DeviceArray::DeviceArray(void* data, std::vector<py::ssize_t> shape, py::dtype t
                           std::to_string(item_nbytes_) + " bytes");
   }
   const auto name = type_.attr("name").cast<std::string>();
-  const std::pair<const char*, DType> kTypes[] = {{"float32", DType::float32},
-                                                  {"float64", DType::float64},
-                                                  {"float16", DType::float16},
-                                                  {"bfloat16", DType::bfloat16}};
-  for (const auto& [known, dtype] : kTypes) {
-    if (name != known) continue;
-    dtype_ = dtype;
-    is_float_ = true;
-  }
+  is_float_ = find_dtype(name, &dtype_);
   is_index_ = name == "int32" || name == "int64";
   tells_address_ = py::hasattr(owner_, "data_ptr");
 }

@@ -19,10 +19,6 @@ void add_stream(void* stream, std::vector<void*>* streams) {
   streams->push_back(stream);
 }
 
-bool accepts(const DeviceArray& parameter, DType gradient) {
-  return (gradient == DType::float64) == (parameter.dtype() == DType::float64);
-}
-
 bool has_shape(const DeviceArray& parameter, const std::int64_t* shape, std::int64_t axes) {
   const std::vector<py::ssize_t>& wanted = parameter.shape();
   return axes == static_cast<std::int64_t>(wanted.size()) &&
@@ -37,7 +33,7 @@ bool view_array(const DeviceArray& parameter, const DeviceArray& array, Gradient
   gradient->device = array.size() == 0 ? parameter.device() : array.device();
   add_stream(array.stream(), streams);
   return array.shape() == parameter.shape() && array.is_float() &&
-         accepts(parameter, array.dtype());
+         goes_with(array.dtype(), parameter.dtype());
 }
 
 // What convert_ returned is checked once more: it decides which memory is read.
@@ -62,7 +58,7 @@ void view_rows(py::handle pair, const DeviceArray& parameter, RowIndices* rows, 
   };
   const bool fits = indices->is_index() && values->is_float() && is_there(*indices) &&
                     is_there(*values) && values->size() == rows->count * row_length &&
-                    accepts(parameter, gradient->dtype);
+                    goes_with(gradient->dtype, parameter.dtype());
   if (!fits) throw py::type_error("a sparse gradient could not be converted");
 }
 
@@ -142,7 +138,7 @@ bool DeviceReader::view(const Parameter& parameter, py::handle grad, Gradient* g
   DLTensor tensor;
   if (!exchange->describe(grad, &tensor) || !tensor.is_on_cuda() ||
       tensor.device_id != array.device() || !tensor.is_contiguous() ||
-      !tensor.find_dtype(&gradient->dtype) || !accepts(array, gradient->dtype) ||
+      !tensor.find_dtype(&gradient->dtype) || !goes_with(gradient->dtype, array.dtype()) ||
       !has_shape(array, tensor.shape, tensor.ndim) ||
       !is_aligned(tensor.first(), item_size(gradient->dtype))) {
     return false;
@@ -184,7 +180,9 @@ bool DeviceReader::view_interface(const Parameter& parameter, py::handle grad, G
   const auto* known = std::find_if(
       std::begin(kTypestrs), std::end(kTypestrs),
       [&](const auto& one) { return PyUnicode_CompareWithASCIIString(type, one.first) == 0; });
-  if (known == std::end(kTypestrs) || !accepts(*parameter.array, known->second)) return false;
+  if (known == std::end(kTypestrs) || !goes_with(known->second, parameter.array->dtype())) {
+    return false;
+  }
   std::vector<std::int64_t> lengths;
   for (py::ssize_t axis = 0; axis < PyTuple_GET_SIZE(shape); ++axis) {
     lengths.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(shape, axis)));

@@ -23,11 +23,11 @@ void view_rows(py::handle pair, const BoundParameter& parameter, RowIndices* row
   rows->is_int64 = indices.itemsize() == 8;
   gradient->values = values.data();
   gradient->rows = rows;
-  const bool fits = indices.dtype().kind() == 'i' && indices.itemsize() >= 4 &&
-                    (indices.flags() & py::array::c_style) != 0 &&
-                    (values.flags() & py::array::c_style) != 0 &&
-                    values.size() == rows->count * parameter.row_length() &&
-                    find_dtype(values, &gradient->dtype) && parameter.accepts(gradient->dtype);
+  const bool fits =
+      indices.dtype().kind() == 'i' && indices.itemsize() >= 4 &&
+      (indices.flags() & py::array::c_style) != 0 && (values.flags() & py::array::c_style) != 0 &&
+      values.size() == rows->count * parameter.row_length() &&
+      find_dtype(values, &gradient->dtype) && goes_with(gradient->dtype, parameter.dtype());
   if (!fits) throw py::type_error("a sparse gradient could not be converted");
 }
 

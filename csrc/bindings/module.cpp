@@ -13,6 +13,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
                                  std::string(std::getenv("ADAMAS_ISA")) + "': " + status.message());
   }
   adamas::bindings::register_system(module);
+  adamas::bindings::register_dtypes(module);
   adamas::bindings::register_device_array(module);
   adamas::bindings::register_optimizer(module);
 }

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <utility>
 
+#include "bindings/dtypes.hpp"
+
 namespace py = pybind11;
 
 namespace adamas::bindings {
@@ -14,14 +16,9 @@ constexpr int kFits =
     py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 
-constexpr std::array<std::pair<const char*, DType>, 4> kTypes = {{{"float32", DType::float32},
-                                                                  {"float64", DType::float64},
-                                                                  {"float16", DType::float16},
-                                                                  {"bfloat16", DType::bfloat16}}};
-
 // The descriptor object that arrays of a type usually share, as soon as it was seen; never freed.
 std::atomic<PyObject*>& usual_descriptor(DType dtype) {
-  static std::array<std::atomic<PyObject*>, kTypes.size()> descriptors{};
+  static std::array<std::atomic<PyObject*>, kDTypes> descriptors{};
   return descriptors[static_cast<std::size_t>(dtype)];
 }
 
@@ -30,20 +27,17 @@ bool find_by_name(PyObject* descriptor, DType* dtype) {
   const auto object = py::reinterpret_borrow<py::dtype>(descriptor);
   if (!object.attr("isnative").cast<bool>()) return false;
   const auto name = object.attr("name").cast<std::string>();
-  for (const auto& [known, type] : kTypes) {
-    if (name != known) continue;
-    *dtype = type;
-    PyObject* none = nullptr;
-    Py_INCREF(descriptor);  // first: another thread may look as soon as it is there
-    if (!usual_descriptor(type).compare_exchange_strong(none, descriptor)) Py_DECREF(descriptor);
-    return true;
-  }
-  return false;
+  if (!find_dtype(name, dtype)) return false;
+  PyObject* none = nullptr;
+  Py_INCREF(descriptor);  // first: another thread may look as soon as it is there
+  if (!usual_descriptor(*dtype).compare_exchange_strong(none, descriptor)) Py_DECREF(descriptor);
+  return true;
 }
 
 // Whether it is a usual descriptor.
 bool find_usual(PyObject* descriptor, DType* dtype) {
-  for (const auto& [name, type] : kTypes) {
+  for (std::size_t k = 0; k < kDTypes; ++k) {
+    const auto type = static_cast<DType>(k);
     if (descriptor != usual_descriptor(type).load(std::memory_order_relaxed)) continue;
     *dtype = type;
     return true;
@@ -71,10 +65,8 @@ __attribute__((always_inline)) inline void prefetch_shape(const PyObject* array,
 DType dtype_of(const py::array& array, const std::string& name) {
   DType dtype;
   if (find_dtype(array, &dtype)) return dtype;
-  throw py::type_error(
-      "parameter '" + name +
-      "' must be float32, float64, float16 or bfloat16 in native byte order, got " +
-      py::str(array.dtype()).cast<std::string>());
+  throw py::type_error("parameter '" + name + "' must be " + dtype_names() +
+                       " in native byte order, got " + py::str(array.dtype()).cast<std::string>());
 }
 
 }  // namespace
@@ -140,10 +132,6 @@ void BoundParameter::check_unchanged() const {
   }
 }
 
-bool BoundParameter::accepts(DType gradient) const {
-  return (gradient == DType::float64) == (dtype_ == DType::float64);
-}
-
 bool BoundParameter::is_like(const PyObject* grad) const {
   // Subclasses may mean something else by their memory (a masked array): gradient() looks at them.
   if (Py_TYPE(grad) != Py_TYPE(array_.ptr())) return false;
@@ -154,7 +142,7 @@ bool BoundParameter::is_like(const PyObject* grad) const {
 bool BoundParameter::view(py::handle grad, Gradient* gradient) const {
   if (!is_like(grad.ptr())) return false;
   gradient->values = fields(grad.ptr()).data;
-  return find_dtype(grad, &gradient->dtype) && accepts(gradient->dtype);
+  return find_dtype(grad, &gradient->dtype) && goes_with(gradient->dtype, dtype_);
 }
 
 bool BoundParameter::view(const BoundParameter* parameters, PyObject* const* grads,
@@ -173,7 +161,7 @@ bool BoundParameter::view(const BoundParameter* parameters, PyObject* const* gra
     const BoundParameter& parameter = parameters[i];
     Gradient gradient;
     if (parameter.is_like(grads[i]) && find_usual(fields(grads[i]).descr, &gradient.dtype) &&
-        parameter.accepts(gradient.dtype)) {
+        goes_with(gradient.dtype, parameter.dtype_)) {
       gradient.values = fields(grads[i]).data;
     }
     gradients[i] = gradient;

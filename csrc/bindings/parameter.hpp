@@ -39,9 +39,6 @@ class alignas(64) BoundParameter {
   static bool view(const BoundParameter* parameters, PyObject* const* grads, std::size_t count,
                    Gradient* gradients) noexcept;
 
-  // Whether a gradient of this type needs no conversion.
-  bool accepts(DType gradient) const;
-
   const pybind11::array& array() const { return array_; }
   const std::string& name() const { return details_->name; }
   DType dtype() const { return dtype_; }

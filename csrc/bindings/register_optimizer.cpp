@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,6 +15,7 @@
 
 #include "adamas/optimizer.hpp"
 #include "bindings/device_gradients.hpp"
+#include "bindings/dtypes.hpp"
 #include "bindings/gradients.hpp"
 #include "bindings/register.hpp"
 
@@ -92,7 +94,7 @@ class PyOptimizer {
   // `convert` is that of GradientReader or DeviceReader.
   PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
               const py::function& convert)
-      : format_(config.state_format), reader_(convert), device_reader_(convert) {
+      : reader_(convert), device_reader_(convert) {
     std::vector<ParameterSpec> specs;
     std::vector<void*> streams;
     for (const PyParameter& parameter : parameters) {
@@ -179,47 +181,44 @@ class PyOptimizer {
 
   // The state of parameter i as an array that keeps this object alive, or None.
   py::object state(StateKind kind, std::size_t i, const py::object& self) const {
-    const Described parameter = describe(i);
-    std::vector<py::ssize_t> shape = parameter.shape;
-    py::dtype dtype = real_type(parameter.dtype) == DType::float64 ? py::dtype::of<double>()
-                                                                   : py::dtype::of<float>();
-    if (kind == StateKind::row_step) {
-      shape = {shape.empty() ? 1 : shape[0]};
-      dtype = py::dtype::of<std::int64_t>();
-    }
-    if (kind == StateKind::moment1 || kind == StateKind::moment2) {
-      if (format_ != StateFormat::real) return decoded(kind, i, shape);
-    }
+    const StateLayout layout = optimizer_->layout(kind, i);
+    if (!layout.is_kept) return py::none();
+    const std::vector<py::ssize_t> shape = shape_of(layout, i);
+    if (kind <= StateKind::moment2 && is_encoded(layout)) return decoded(kind, i, shape);
+    const py::dtype dtype = dtype_of(layout.type);
     void* data = optimizer_->state(kind, i);
-    if (data != nullptr && optimizer_->device() != kCpu) {
-      return py::cast(DeviceArray(data, shape, dtype, optimizer_->device(), self));
-    }
-    if (data != nullptr) return py::array(dtype, shape, data, self);
-    const bool is_kept = kind != StateKind::master || real_type(parameter.dtype) != parameter.dtype;
-    if (parameter.count == 0 && is_kept) return py::array(dtype, shape);
-    return py::none();
+    if (data == nullptr) return py::array(dtype, shape);  // empty
+    if (optimizer_->device() == kCpu) return py::array(dtype, shape, data, self);
+    return py::cast(DeviceArray(data, shape, dtype, optimizer_->device(), self));
   }
 
   // The memory of a moment or of its scales in its stored format, as unsigned integers.
   py::array stored(StateKind kind, std::size_t i, const py::object& self) const {
-    const Described parameter = describe(i);
-    const std::int64_t block = optimizer_->scale_block(i);
-    const bool is_moment = kind == StateKind::moment1 || kind == StateKind::moment2;
-    const bool is_scale = kind == StateKind::scale1 || kind == StateKind::scale2;
-    if (format_ == StateFormat::real || !(is_moment || (is_scale && block > 0))) {
+    const StateLayout layout = optimizer_->layout(kind, i);
+    if (!is_encoded(layout)) {
       throw py::value_error("there is no such state in a stored format");
     }
-    const bool is_bfloat16 = format_ == StateFormat::bfloat16;
-    const py::dtype dtype =
-        is_bfloat16 ? py::dtype::of<std::uint16_t>() : py::dtype::of<std::uint8_t>();
-    const std::int64_t count = is_moment ? parameter.count : (parameter.count + block - 1) / block;
+    const py::dtype dtype = dtype_of(layout.type);
     void* data = optimizer_->state(kind, i);
     if (data != nullptr && optimizer_->device() != kCpu) {
-      py::array copy(dtype, count);
+      py::array copy(dtype, layout.count);
       read_device(data, copy);
       return copy;
     }
-    return data == nullptr ? py::array(dtype, count) : py::array(dtype, {count}, data, self);
+    return data == nullptr ? py::array(dtype, layout.count)
+                           : py::array(dtype, {layout.count}, data, self);
+  }
+
+  // The shape and type of each array that is kept for parameter i.
+  std::map<StateKind, std::pair<py::tuple, py::dtype>> layout(std::size_t i) const {
+    std::map<StateKind, std::pair<py::tuple, py::dtype>> kept;
+    for (std::size_t k = 0; k < kStateKinds; ++k) {
+      const auto kind = static_cast<StateKind>(k);
+      const StateLayout layout = optimizer_->layout(kind, i);
+      if (!layout.is_kept) continue;
+      kept[kind] = {py::tuple(py::cast(shape_of(layout, i))), dtype_of(layout.type)};
+    }
+    return kept;
   }
 
   // Copies between the device and an array of the host, after the last step.
@@ -251,12 +250,18 @@ class PyOptimizer {
  private:
   static constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 
-  // What state looks like depends on.
-  struct Described {
-    DType dtype;
-    std::vector<py::ssize_t> shape;
-    std::int64_t count;
-  };
+  // Whether the items are floats in fewer bits, or their scales.
+  static bool is_encoded(const StateLayout& layout) {
+    return layout.type == ItemType::uint8 || layout.type == ItemType::uint16;
+  }
+
+  // Of an array of state of parameter i.
+  std::vector<py::ssize_t> shape_of(const StateLayout& layout, std::size_t i) const {
+    if (!layout.is_like_parameter) return {static_cast<py::ssize_t>(layout.count)};
+    if (is_on_device()) return device_reader_.array(i).shape();
+    const py::array& array = reader_.parameter(i).array();
+    return {array.shape(), array.shape() + array.ndim()};
+  }
 
   bool is_on_device() const { return device_reader_.size() > 0; }
   std::size_t size() const { return is_on_device() ? device_reader_.size() : reader_.size(); }
@@ -289,16 +294,6 @@ class PyOptimizer {
     spec.device = array.device();
     if (array.stream() != nullptr) streams->push_back(array.stream());
     return spec;
-  }
-
-  Described describe(std::size_t i) const {
-    if (is_on_device()) {
-      const DeviceArray& array = device_reader_.array(i);
-      return {array.dtype(), array.shape(), array.size()};
-    }
-    const BoundParameter& parameter = reader_.parameter(i);
-    const py::array& array = parameter.array();
-    return {parameter.dtype(), {array.shape(), array.shape() + array.ndim()}, parameter.count()};
   }
 
   // Views arrays that have all of `flags`; the core looks at their sizes.
@@ -348,7 +343,6 @@ class PyOptimizer {
     raise_if_error(status, ": '" + name + "'");
   }
 
-  StateFormat format_;
   GradientReader reader_;  // of NumPy arrays
   DeviceReader device_reader_;
   std::unique_ptr<Optimizer> optimizer_;
@@ -466,6 +460,7 @@ void register_optimizer(py::module_& module) {
             return self.cast<const PyOptimizer&>().stored(kind, i, self);
           },
           py::arg("kind"), py::arg("index"))
+      .def("layout", &PyOptimizer::layout, py::arg("index"))
       .def("save", &PyOptimizer::save, py::arg("to"))
       .def("load", &PyOptimizer::load, py::arg("from_"), py::arg("counters"))
       .def_property(

@@ -35,7 +35,7 @@ Status check_format(const AdamConfig& config, Span<const ParameterSpec> paramete
     return bad("moments in 16 or 8 bits do not go with the row policy catch_up");
   }
   for (std::size_t i = 0; i < parameters.size; ++i) {
-    if (parameters[i].dtype != DType::float64) continue;
+    if (real_type(parameters[i].dtype) == DType::float32) continue;
     return bad("a float64 parameter keeps float64 moments", static_cast<std::int64_t>(i));
   }
   return {};
@@ -72,7 +72,7 @@ Status check(const AdamConfig& config) {
   if (!is_probability(config.beta1)) return bad("beta1 must be in (0, 1)");
   if (!is_probability(config.beta2)) return bad("beta2 must be in (0, 1)");
   if (!(config.eps > 0.0) || std::isinf(config.eps)) return bad("eps must be finite and > 0");
-  if (!(config.loss_scale >= 0x1p-126 && config.loss_scale <= 0x1p126)) {
+  if (!(config.loss_scale >= kMinLossScale && config.loss_scale <= kMaxLossScale)) {
     return bad("loss_scale must be in [2^-126, 2^126]");
   }
   if (!(config.max_grad_norm >= 0.0) || std::isinf(config.max_grad_norm)) {
@@ -122,7 +122,7 @@ Status check(const Storage& storage, const Tensor& tensor, const Gradient& grad)
   if (grad.device != tensor.spec.device) {
     return bad("a gradient must be where its parameter is", index);
   }
-  if ((grad.dtype == DType::float64) != (tensor.spec.dtype == DType::float64)) {
+  if (!goes_with(grad.dtype, tensor.spec.dtype)) {
     return bad("a gradient has a type that does not go with its parameter's", index);
   }
   if (grad.rows != nullptr) return check_rows(storage, tensor, grad);

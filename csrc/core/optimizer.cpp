@@ -6,6 +6,7 @@
 
 #include "adamas/system.hpp"
 #include "core/float_environment.hpp"
+#include "core/layout.hpp"
 #include "core/optimizer_impl.hpp"
 #include "rules/decision.hpp"
 
@@ -181,6 +182,11 @@ Status Optimizer::set_global_step(std::int64_t step) noexcept {
 void* Optimizer::state(StateKind kind, std::size_t i) const noexcept {
   const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
   return i < tensors.size() ? tensors[i].state(kind) : nullptr;
+}
+
+StateLayout Optimizer::layout(StateKind kind, std::size_t i) const noexcept {
+  const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
+  return i < tensors.size() ? core::layout_of(kind, tensors[i], impl_->config) : StateLayout{};
 }
 
 std::int64_t Optimizer::scale_block(std::size_t i) const noexcept {

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "core/float_environment.hpp"
+#include "core/layout.hpp"
 #include "core/optimizer_impl.hpp"
 
 namespace adamas {
@@ -34,7 +35,7 @@ Status Optimizer::Impl::check_copies(Span<const ArrayCopy> copies) const noexcep
     if (copy.parameter >= storage.tensors().size()) return bad("there is no such parameter", index);
     const core::Tensor& tensor = storage.tensors()[copy.parameter];
     const std::size_t wanted =
-        copy.kind ? storage.state_nbytes_of(*copy.kind, tensor, config) : tensor.nbytes;
+        copy.kind ? core::layout_of(*copy.kind, tensor, config).nbytes() : tensor.nbytes;
     if (copy.nbytes != wanted) return bad("an array to copy has another size", index);
     if (copy.nbytes > 0 && copy.data == nullptr) return bad("an array to copy is missing", index);
     if (storage.overlaps(copy.data, copy.nbytes)) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/layout.hpp"
 #include "core/memory.hpp"
 #include "rules/low_precision.hpp"
 
@@ -58,30 +59,6 @@ Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> para
   return sort_ranges();
 }
 
-std::size_t Storage::state_nbytes_of(StateKind kind, const Tensor& tensor,
-                                     const AdamConfig& config) {
-  const auto count = static_cast<std::size_t>(tensor.spec.count);
-  const std::size_t elements = count * item_size(tensor.real);
-  const auto block = static_cast<std::size_t>(tensor.scale_block);
-  switch (kind) {
-    case StateKind::moment1:
-    case StateKind::moment2:
-      return count * static_cast<std::size_t>(tensor.moment_nbytes());
-    case StateKind::scale1:
-    case StateKind::scale2:
-      return tensor.format == StateFormat::int8 ? (count + block - 1) / block : 0;
-    case StateKind::vhat:
-      return config.use_amsgrad ? elements : 0;
-    case StateKind::master:
-      return config.master_weights && tensor.is_half() ? elements : 0;
-    case StateKind::row_step:
-      return config.row_policy == RowPolicy::catch_up
-                 ? static_cast<std::size_t>(tensor.spec.rows) * sizeof(std::int64_t)
-                 : 0;
-  }
-  return 0;
-}
-
 // One kind of state after the other, each tensor's part on a cache line of its own, so that vectors
 // and rows of whole lines split none.  The kinds are staggered by an odd number of lines: equal
 // offsets within a page would compete for the same cache sets.
@@ -94,7 +71,7 @@ Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate
   offsets.reserve(kStateKinds * tensors_.size());
   for (std::size_t k = 0; k < kStateKinds; ++k) {
     for (const Tensor& tensor : tensors_) {
-      const std::size_t nbytes = state_nbytes_of(static_cast<StateKind>(k), tensor, config);
+      const std::size_t nbytes = layout_of(static_cast<StateKind>(k), tensor, config).nbytes();
       if (nbytes == 0) {
         offsets.push_back(kNone);
         continue;

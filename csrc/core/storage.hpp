@@ -23,10 +23,16 @@ struct Tensor {
   bool is_half() const { return spec.dtype != real; }
   // Whether each row begins with a scale of its own, so that rows can be updated one by one.
   bool has_own_scales() const { return scale_block == 1 || row_length % scale_block == 0; }
+  ItemType real_item() const {
+    return real == DType::float64 ? ItemType::float64 : ItemType::float32;
+  }
+  ItemType moment_item() const {
+    return format == StateFormat::real       ? real_item()
+           : format == StateFormat::bfloat16 ? ItemType::uint16
+                                             : ItemType::uint8;
+  }
   std::int64_t moment_nbytes() const {  // of one element
-    return format == StateFormat::real       ? static_cast<std::int64_t>(item_size(real))
-           : format == StateFormat::bfloat16 ? 2
-                                             : 1;
+    return static_cast<std::int64_t>(item_size(moment_item()));
   }
   char* data() const { return static_cast<char*>(spec.data); }
   char* state(StateKind kind) const { return states[static_cast<std::size_t>(kind)]; }
@@ -57,8 +63,6 @@ class Storage {
 
   const std::vector<Tensor>& tensors() const { return tensors_; }
   std::size_t state_nbytes() const { return state_nbytes_; }
-  static std::size_t state_nbytes_of(StateKind kind, const Tensor& tensor,
-                                     const AdamConfig& config);
 
   // Where each parameter is.
   std::vector<Range> parameter_ranges() const;

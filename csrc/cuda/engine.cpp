@@ -4,6 +4,7 @@
 #include <new>
 
 #include "core/checks.hpp"
+#include "core/layout.hpp"
 #include "cpu/kernels/isa.hpp"
 #include "cpu/tiles.hpp"
 
@@ -216,7 +217,7 @@ Status Engine::decode(const core::Tensor& tensor, StateKind kind, float* values)
     for (std::size_t k = 0; k < std::size(kStored); ++k) {
       const char* stored = tensor.state(kStored[k]);
       if (stored == nullptr) continue;
-      copies[k].resize(core::Storage::state_nbytes_of(kStored[k], tensor, config_));
+      copies[k].resize(core::layout_of(kStored[k], tensor, config_).nbytes());
       Status status = read(stored, copies[k].data(), copies[k].size());
       if (!status.ok()) return status;
       copy.states[static_cast<std::size_t>(kStored[k])] = copies[k].data();

@@ -209,9 +209,7 @@ class Adam(Optimizer):
         if unknown:
             raise KeyError(f"Adam has no argument {next(iter(unknown))!r}")
         config = _config(beta1, beta2, eps, numerics, num_threads)
-        config.loss_scale = validation.real(
-            "loss_scale", loss_scale, minimum=2.0**-126, maximum=2.0**126
-        )
+        config.loss_scale = validation.loss_scale("loss_scale", loss_scale)
         config.use_amsgrad = validation.flag("use_amsgrad", use_amsgrad)
         config.use_nesterov = validation.flag("use_nesterov", use_nesterov)
         if config.use_amsgrad and config.numerics is _core.Numerics.mindspore:

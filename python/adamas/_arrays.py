@@ -79,8 +79,7 @@ def _from_torch(tensor: Any) -> FloatArray | None:
 
 def _is_native_float(dtype: np.dtype[Any]) -> bool:
     """Whether the native side knows the type as it is."""
-    known = dtype.name in ("float32", "float64", "float16", "bfloat16")
-    return known and dtype.isnative
+    return dtype.name in _core.DTYPES and dtype.isnative
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -109,8 +108,8 @@ def parameter_array(data: object) -> FloatArray:
         )
     if not _is_native_float(array.dtype):
         raise TypeError(
-            "data must be float32, float64, float16 or bfloat16 in native byte order, got "
-            f"{array.dtype.str} ({array.dtype})"
+            f"data must be {_core.DTYPE_NAMES} in native byte order, got {array.dtype.str} "
+            f"({array.dtype})"
         )
     if not array.flags.writeable:
         raise ValueError("data must be writable, because it is updated in place; it is read-only")
@@ -187,11 +186,11 @@ def _in_step_type(array: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
     That is float64 for float64, and float32 or 16 bits for all others: a 16-bit parameter's
     gradient keeps float32's precision. What is too large becomes infinity, as everywhere.
     """
-    is_double = dtype == np.float64
-    if _is_native_float(array.dtype) and (array.dtype == np.float64) == is_double:
+    known = _core.gradient_dtypes(dtype.name)
+    if array.dtype.name in known and array.dtype.isnative:
         return array
     with np.errstate(over="ignore"):
-        return array.astype(np.float64 if is_double else np.float32)
+        return array.astype(known[0])
 
 
 def rows_of(grad: Any) -> tuple[Any, Any, Any] | None:

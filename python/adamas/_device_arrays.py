@@ -134,8 +134,8 @@ def device_parameter(data: Any) -> _core.DeviceArray | None:
             "another library (cupy.from_dlpack(array).copy()) and hand it to JAX by "
             "jax.dlpack.from_dlpack before each use"
         )
-    if array.dtype.name not in ("float32", "float64", "float16", "bfloat16"):
-        raise TypeError(f"data must be float32, float64, float16 or bfloat16, got {array.dtype}")
+    if array.dtype.name not in _core.DTYPES:
+        raise TypeError(f"data must be {_core.DTYPE_NAMES}, got {array.dtype}")
     if array.readonly:
         raise ValueError("data must be writable, because it is updated in place; it is read-only")
     return array
@@ -168,8 +168,7 @@ def _dense(
     grad: Any, shape: tuple[int, ...], like: _core.DeviceArray, label: str
 ) -> _core.DeviceArray:
     array = _on_device(grad, like, label)
-    is_double = like.dtype == np.float64
-    wanted = ("float64",) if is_double else ("float32", "float16", "bfloat16")
+    wanted = _core.gradient_dtypes(like.dtype.name)
     if array.dtype.name not in wanted:
         raise TypeError(f"{label} must be {' or '.join(wanted)}, got {array.dtype}")
     if array.shape != shape:

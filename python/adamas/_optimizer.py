@@ -316,8 +316,7 @@ class Optimizer:
     @property
     def master_weights(self) -> list[FloatArray | None]:
         """The float32 copies of 16-bit parameters (``master_weights``), None for the others."""
-        masters = self._state.arrays(_core.StateKind.master)
-        return masters if self._config.master_weights else [None] * len(masters)
+        return self._state.arrays(_core.StateKind.master)
 
     @property
     def last_grad_norm(self) -> float:
@@ -363,7 +362,7 @@ class Optimizer:
 
     @loss_scale.setter
     def loss_scale(self, value: float) -> None:
-        scale = validation.real("loss_scale", value, minimum=2.0**-126, maximum=2.0**126)
+        scale = validation.loss_scale("loss_scale", value)
         with self._lock:
             self._native.loss_scale = scale
 

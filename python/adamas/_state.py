@@ -26,7 +26,6 @@ _STATE_DTYPES = {
     _core.StateFormat.bfloat16: "bfloat16",
     _core.StateFormat.int8: "int8",
 }
-_STORED = {_core.StateFormat.bfloat16: np.uint16, _core.StateFormat.int8: np.uint8}
 
 
 class OptimizerState:
@@ -74,7 +73,7 @@ class OptimizerState:
         copies = []
         for i, option in enumerate(self._options):
             entry = _description(option, self._centralized[i])
-            for kind, (shape, dtype) in _layout(native, config, option, i, parameters).items():
+            for kind, (shape, dtype) in _layout(native, option, i, parameters).items():
                 entry[kind] = np.empty(shape, dtype)
                 copies.append((i, _kind(kind), entry[kind]))
             entries[option.name] = entry
@@ -113,7 +112,7 @@ class OptimizerState:
         copies = []
         for i, option in enumerate(self._options):
             entry = entries[option.name]
-            layout = _layout(native, config, option, i, with_param)
+            layout = _layout(native, option, i, with_param)
             _check_entry(option.name, entry, _description(option, self._centralized[i]), layout)
             copies += [(i, _kind(kind), np.require(entry[kind], None, "C")) for kind in layout]
         native.load(copies, _counters(state))
@@ -125,28 +124,12 @@ def _kind(name: str) -> _core.StateKind | None:
 
 
 def _layout(
-    native: _core.Optimizer,
-    config: _core.AdamConfig,
-    option: ParameterOptions,
-    position: int,
-    with_param: bool,
+    native: _core.Optimizer, option: ParameterOptions, position: int, with_param: bool
 ) -> _Layout:
     """Return the shape and type of each array that belongs to a parameter, as it is stored."""
-    shape, dtype = option.parameter.shape, option.parameter.dtype
-    real: np.dtype[Any] = np.dtype(np.float64 if dtype == np.float64 else np.float32)
-    moment = np.dtype(_STORED.get(config.state_format, real))
-    layout: _Layout = {"moment1": (shape, moment), "moment2": (shape, moment)}
-    if config.state_format is _core.StateFormat.int8:
-        scales = native.stored(_core.StateKind.scale1, position)
-        layout |= {"scale1": (scales.shape, scales.dtype), "scale2": (scales.shape, scales.dtype)}
-    if config.use_amsgrad:
-        layout["vhat"] = shape, real
-    if config.master_weights and dtype.itemsize == 2:
-        layout["master"] = shape, real
-    if config.row_policy is _core.RowPolicy.catch_up:
-        layout["row_step"] = (shape[0] if shape else 1,), np.dtype(np.int64)
+    layout = {kind.name: place for kind, place in native.layout(position).items()}
     if with_param:
-        layout["param"] = shape, dtype
+        layout["param"] = option.parameter.shape, option.parameter.dtype
     return layout
 
 
@@ -278,9 +261,7 @@ def _counters(state: Mapping[str, Any]) -> _core.Counters:
         "state['last_step_skipped']", state["last_step_skipped"]
     )
     counters.last_grad_norm = _norm("state['last_grad_norm']", state["last_grad_norm"])
-    counters.loss_scale = validation.real(
-        "state['loss_scale']", state["loss_scale"], minimum=2.0**-126, maximum=2.0**126
-    )
+    counters.loss_scale = validation.loss_scale("state['loss_scale']", state["loss_scale"])
     return counters
 
 

@@ -22,8 +22,7 @@
 
 namespace adamas {
 
-// The arrays of state kept for a parameter: one element for each of its elements, of its real type
-// (the moments: of the state format); but row_step has one int64 for each row.
+// The arrays of state kept for a parameter, laid out as Optimizer::layout() says.
 enum class StateKind : std::uint8_t {
   moment1,
   moment2,
@@ -34,6 +33,25 @@ enum class StateKind : std::uint8_t {
   scale2,    // and of moment2
 };
 inline constexpr std::size_t kStateKinds = 7;
+
+// The items of such an array.  uint16 and uint8 are moments in 16 and 8 bits, and scales.
+enum class ItemType : std::uint8_t { float32, float64, uint8, uint16, int64 };
+
+constexpr std::size_t item_size(ItemType type) {
+  return type == ItemType::uint8     ? 1
+         : type == ItemType::uint16  ? 2
+         : type == ItemType::float32 ? 4
+                                     : 8;
+}
+
+struct StateLayout {
+  bool is_kept = false;            // else all is zero
+  bool is_like_parameter = false;  // of its shape, an item for each element; else of one axis
+  ItemType type = ItemType::float32;
+  std::int64_t count = 0;  // of items
+
+  std::size_t nbytes() const { return static_cast<std::size_t>(count) * item_size(type); }
+};
 
 // Where a step of parameters on a device is queued.
 struct Queueing {
@@ -55,7 +73,7 @@ struct ArrayCopy {
   std::size_t parameter = 0;
   std::optional<StateKind> kind;  // none: the parameter itself
   void* data = nullptr;           // load() only reads it
-  std::size_t nbytes = 0;         // exactly those of the array
+  std::size_t nbytes = 0;         // exactly those of the array: StateLayout::nbytes()
 };
 
 class ADAMAS_API Optimizer {
@@ -103,9 +121,10 @@ class ADAMAS_API Optimizer {
   double loss_scale() const noexcept;
   Status set_loss_scale(double loss_scale) noexcept;
 
-  // The state of parameter i, as many elements as it has, or null if this optimizer keeps none; in
-  // the memory of the parameter's device.
+  // The state of parameter i, or null if this optimizer keeps none or it is empty; in the memory of
+  // the parameter's device.
   void* state(StateKind kind, std::size_t i) const noexcept;
+  StateLayout layout(StateKind kind, std::size_t i) const noexcept;
 
   // Copies arrays out of the optimizer, or into it, and all counters, as one call among the steps:
   // what is saved is the state between two of them.  Arrays that are not listed stay as they are.

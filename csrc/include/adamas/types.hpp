@@ -23,6 +23,15 @@ constexpr DType real_type(DType dtype) {
   return dtype == DType::float64 ? DType::float64 : DType::float32;
 }
 
+// Whether a step reads gradients of this type for such a parameter: those with its arithmetic.
+constexpr bool goes_with(DType gradient, DType parameter) {
+  return real_type(gradient) == real_type(parameter);
+}
+
+// The range of AdamConfig::loss_scale.
+inline constexpr double kMinLossScale = 0x1p-126;
+inline constexpr double kMaxLossScale = 0x1p126;
+
 // Where an array lies: in the host's memory, or on the CUDA device with this number (>= 0).
 inline constexpr std::int32_t kCpu = -1;
 
@@ -52,7 +61,7 @@ struct AdamConfig {
   double beta1 = 0.9;       // in (0, 1)
   double beta2 = 0.999;     // in (0, 1)
   double eps = 1e-8;        // > 0, also after rounding to the parameters' type
-  double loss_scale = 1.0;  // gradients are divided by it; in [2^-126, 2^126]
+  double loss_scale = 1.0;  // gradients are divided by it; in [kMinLossScale, kMaxLossScale]
   Numerics numerics = Numerics::standard;
   bool use_nesterov = false;            //
   bool use_amsgrad = false;             //
@@ -94,8 +103,7 @@ struct RowIndices {
   bool is_int64 = true;    // else int32
 };
 
-// The gradient of one parameter.  Its type is the parameter's, or any of float32, float16 and
-// bfloat16 if the parameter is not float64.
+// The gradient of one parameter, of a type that goes_with() it.
 struct Gradient {
   const void* values = nullptr;      // as many as the parameter; or rows->count rows of it
   const RowIndices* rows = nullptr;  // null: dense
