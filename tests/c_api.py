@@ -36,6 +36,8 @@ class Parameter(ctypes.Structure):
         ("count", c_int64),
         ("rows", c_int64),
         *((name, c_int32) for name in ("dtype", "rates", "centralize", "device")),
+        ("second_axis", c_int64),
+        ("axes", c_int32),
     ]
 
 
@@ -97,6 +99,7 @@ def library():
         "global_step": (c_int64, (optimizer,)),
         "set_global_step": (Status, (optimizer, step)),
         "loss_scale": (c_double, (optimizer,)),
+        "centralizes": (c_int32, (optimizer, size)),
         "set_loss_scale": (Status, (optimizer, c_double)),
         "state": (c_void_p, (optimizer, c_int32, size)),
         "decode_moment": (Status, (optimizer, c_int32, size, c_void_p)),
@@ -137,7 +140,8 @@ def initialized(struct_type, **members):
 
 def parameter(array, **members):
     rows = array.shape[0] if array.ndim else 1
-    usual = {"data": array.ctypes.data, "count": array.size, "rows": rows}
+    usual = {"data": array.ctypes.data, "count": array.size, "rows": rows, "axes": array.ndim}
+    usual["second_axis"] = array.shape[1] if array.ndim > 1 else 0
     return initialized(Parameter, dtype=DTYPES[array.dtype.name], **{**usual, **members})
 
 

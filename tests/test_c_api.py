@@ -11,6 +11,7 @@ import pytest
 
 import adamas
 import c_api
+import combinations
 from adamas import _core
 from c_api import Config, Gradient, Parameter, Rates, Status, initialized
 from helpers import ISAS, bits
@@ -77,6 +78,41 @@ def by_c(arrays, grads, rows, options):
 
 def copies(arrays):
     return [array.copy() for array in arrays]
+
+
+def all_by_c(chosen, values):
+    """Return what `combinations.by_python` does."""
+    config = initialized(
+        Config,
+        beta1=combinations.BETAS[0],
+        beta2=combinations.BETAS[1],
+        eps=combinations.EPS,
+        loss_scale=chosen.loss_scale,
+        numerics=("standard", "mindspore").index(chosen.numerics),
+        use_nesterov=chosen.use_nesterov,
+        use_amsgrad=chosen.use_amsgrad,
+        decoupled_weight_decay=chosen.is_decoupled,
+    )
+    arrays = combinations.split(values[0])
+    parameters = [c_api.parameter(array, centralize=chosen.centralize) for array in arrays]
+    optimizer = c_api.Optimizer(config, parameters)
+    for row in values[1:]:
+        grads = combinations.split(row)
+        rates = (combinations.LEARNING_RATE, chosen.weight_decay)
+        optimizer.step([c_api.gradient(grad) for grad in grads], [rates])
+    kinds = (MOMENT1, MOMENT2, VHAT) if chosen.use_amsgrad else (MOMENT1, MOMENT2)
+    states = [optimizer.state(kind, i, np.float32) for kind in kinds for i in range(len(arrays))]
+    return b"".join(array.tobytes() for array in [*arrays, *states])
+
+
+def test_every_combination_has_the_bits_of_python(record_property):
+    values = combinations.make_values()
+    results = {one: combinations.by_python(one, values) for one in combinations.COMBINATIONS}
+    assert len(set(results.values())) == combinations.DIFFERENT
+    different = [one for one in results if all_by_c(one, values) != results[one]]
+    assert different == []
+    record_property("combinations", len(results))
+    assert len(results) == 144
 
 
 @pytest.mark.parametrize("index_type", [None, np.int32, np.int64])
@@ -304,13 +340,68 @@ def test_programs_compiled_with_a_later_header():
     assert caught.value.args[1] == 1
 
 
-STRUCTS = (Config, Parameter, Gradient, Rates, Status, c_api.Counters, c_api.ArrayCopy)
+class FormerParameter(ctypes.Structure):
+    """That of the first version, in which nothing was said of the axes."""
+
+    _fields_ = Parameter._fields_[: -len(("second_axis", "axes"))]
+
+
+STRUCTS = (Config, FormerParameter, Gradient, Rates, Status, c_api.Counters, c_api.ArrayCopy)
 
 
 def test_the_structs_of_the_first_version_stay():
     """Members are only ever added at the end: the library refuses shorter structs than these."""
     sizes = [ctypes.sizeof(struct) for struct in STRUCTS]
     assert sizes == [112, 48, 48, 16, 24, 48, 32]
+
+
+@pytest.mark.parametrize("numerics", [0, 1])
+def test_without_a_word_on_the_axes_every_parameter_is_centralized(numerics):
+    array = np.zeros((2, 3), np.float32)
+    grad = np.array([[1, 2, 3], [5, 5, 5]], np.float32)
+    usual = {"data": array.ctypes.data, "count": 6, "rows": 2, "centralize": 1}
+    config = initialized(Config, numerics=numerics, beta1=0.5)
+    optimizer = c_api.Optimizer(config, [grown(FormerParameter, **usual)])
+    optimizer.step([c_api.gradient(grad)], [(0.1, 0.0)])
+    assert optimizer.call("centralizes", 0) == 1
+    assert optimizer.state(MOMENT1, 0, np.float32).tolist() == [-0.5, 0, 0.5, 0, 0, 0]
+
+
+# shape -> in "standard", in "mindspore"
+CENTRALIZED = {(3, 16, 2): (1, 1), (4, 3, 5): (1, 0), (4, 16): (0, 1), (32,): (0, 0)}
+
+
+@pytest.mark.parametrize("numerics", [0, 1])
+@pytest.mark.parametrize("offload", [0, 1])
+def test_which_shapes_are_centralized(numerics, offload):
+    arrays = [np.zeros(shape, np.float32) for shape in CENTRALIZED]
+    config = initialized(Config, numerics=numerics, use_offload=offload)
+    for asked in (0, 1):
+        specs = [c_api.parameter(array, centralize=asked) for array in arrays]
+        optimizer = c_api.Optimizer(config, specs)
+        found = [optimizer.call("centralizes", i) for i in range(len(arrays))]
+        never = not asked or (numerics and offload)
+        assert found == [0 if never else both[numerics] for both in CENTRALIZED.values()]
+    assert optimizer.call("centralizes", len(arrays)) == 0
+
+
+@pytest.mark.parametrize("member", ["axes", "second_axis"])
+def test_a_negative_shape_is_refused(member):
+    array = np.zeros((2, 3), np.float32)
+    with pytest.raises(RuntimeError) as caught:
+        c_api.Optimizer(initialized(Config), [c_api.parameter(array, **{member: -1})])
+    assert caught.value.args == (INVALID, 0, "a shape is negative")
+
+
+@pytest.mark.parametrize("shape", CENTRALIZED)
+def test_no_sparse_gradient_where_centralization_was_asked_for(shape):
+    """Whether it is done or not, as in Python."""
+    array = np.ones(shape, np.float32)
+    optimizer = c_api.Optimizer(initialized(Config), [c_api.parameter(array, centralize=1)])
+    grad = c_api.sparse_gradient(np.arange(shape[0]), array.copy())
+    code, index, text = refused(optimizer, array, lambda: optimizer.step([grad], [(0.1, 0.0)]))
+    assert (code, index) == (INVALID, 0)
+    assert "centralized" in text
 
 
 def test_all_functions_of_the_header_are_in_the_library():
@@ -335,3 +426,13 @@ def test_one_library_serves_both(select_isa):
         assert c_api.call("select_isa", isa.encode()).code == c_api.OK
         assert _core.isa_in_use() == isa
     assert c_api.call("select_isa", b"abacus").code == INVALID
+
+
+def test_mindspore_ignores_nesterov_with_amsgrad():
+    """Two steps of a constant gradient are two of the learning rate, without a look ahead."""
+    array, grad = np.ones(1, np.float32), np.full(1, 0.5, np.float32)
+    config = initialized(Config, numerics=1, use_nesterov=1, use_amsgrad=1)
+    optimizer = c_api.Optimizer(config, [c_api.parameter(array)])
+    for _ in range(2):
+        optimizer.step([c_api.gradient(grad)], [(0.1, 0.0)])
+    assert array[0] == pytest.approx(0.8, abs=1e-6)

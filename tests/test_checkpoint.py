@@ -106,6 +106,19 @@ def test_scales_are_shown_in_their_own_shape(state_dtype):
         assert (scales.shape, scales.dtype) == ((1,), np.uint8)
 
 
+def test_options_are_those_that_mindspore_computes_with():
+    weights = [np.ones(shape, np.float32) for shape in ((4, 16), (4, 3, 5))]
+    params = [adamas.Parameter(w, f"weight{i}") for i, w in enumerate(weights)]
+    groups = [{"params": params, "grad_centralization": True}]
+    flags = {"numerics": "mindspore", "use_amsgrad": True, "use_nesterov": True}
+    state = adamas.Adam(groups, **flags).state_dict()
+    for name, value in {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}.items():
+        assert state["options"][name] == float(np.float32(value)) != value
+    assert state["options"]["use_nesterov"] is False
+    centralized = [entry["grad_centralization"] for entry in state["parameters"].values()]
+    assert centralized == [True, False]
+
+
 def test_a_state_is_a_copy():
     made = make(steps=1)
     state = made.state_dict(parameters=True)

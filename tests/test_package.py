@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import adamas
+import combinations
 from adamas.__main__ import native_file
 from c_api import library_path
 from helpers import run_python
@@ -103,7 +104,11 @@ def write_sources(folder):
         "  return status.ok() && optimizer->global_step() == 2 ? 0 : 1;\n}\n"
     )
     names = ("cpp_example.cpp", "c_example.c", "fragments.cpp")
-    return [*(folder / name for name in names), CONSUMER / "same_bits.cpp"]
+    return [
+        *(folder / name for name in names),
+        CONSUMER / "same_bits.cpp",
+        CONSUMER / "combinations.cpp",
+    ]
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -235,6 +240,15 @@ def test_the_same_bits_as_from_python(programs, variant, tmp_path):
     (tmp_path / "input").write_bytes(values.tobytes())
     run(programs / "same_bits", variant, tmp_path / "input", tmp_path / "output")
     assert (tmp_path / "output").read_bytes() == bytes_by_python(variant, values)
+
+
+def test_every_combination_has_the_bits_of_python(programs, tmp_path):
+    values = combinations.make_values()
+    (tmp_path / "input").write_bytes(values.tobytes())
+    said = run(programs / "combinations", tmp_path / "input", tmp_path / "output")
+    assert said == "144 combinations\n"
+    wanted = [combinations.by_python(one, values) for one in combinations.COMBINATIONS]
+    assert (tmp_path / "output").read_bytes() == b"".join(wanted)
 
 
 # What is installed

@@ -43,7 +43,6 @@ class alignas(64) BoundParameter {
   const std::string& name() const { return details_->name; }
   DType dtype() const { return dtype_; }
   std::int64_t count() const { return details_->count; }
-  std::int64_t rows() const { return axes_ == 0 ? 1 : lengths()[0]; }
   std::int64_t row_length() const;  // elements of a row, even if there is none
   void* data() const { return data_; }
 

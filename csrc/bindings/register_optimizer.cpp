@@ -18,6 +18,7 @@
 #include "bindings/dtypes.hpp"
 #include "bindings/gradients.hpp"
 #include "bindings/register.hpp"
+#include "rules/mindspore.hpp"
 
 namespace py = pybind11;
 
@@ -59,7 +60,6 @@ struct PyParameter {
   std::string name;
   std::int32_t rates;
   bool centralize;
-  bool dense_only;
 };
 
 // The scratch memory of a call, kept for the next.  A call beside another gets memory of its own.
@@ -272,25 +272,33 @@ class PyOptimizer {
                           " parameters, got " + std::to_string(grads.size()));
   }
 
+  // A parameter without axes is one row of one element.
+  static void set_shape(const py::ssize_t* lengths, py::ssize_t axes, ParameterSpec* spec) {
+    spec->rows = axes == 0 ? 1 : lengths[0];
+    spec->axes = axes == 0 ? 1 : static_cast<std::int32_t>(axes);
+    spec->second_axis = axes < 2 ? 0 : lengths[1];
+  }
+
   ParameterSpec add(const PyParameter& parameter) {
     const BoundParameter& bound =
-        reader_.add(parameter.array.cast<py::array>(), parameter.name, parameter.dense_only);
+        reader_.add(parameter.array.cast<py::array>(), parameter.name, parameter.centralize);
     ParameterSpec spec;
     spec.data = bound.data();
     spec.count = bound.count();
     spec.dtype = bound.dtype();
-    spec.rows = bound.rows();
+    const py::array& array = bound.array();
+    set_shape(array.shape(), array.ndim(), &spec);
     return spec;
   }
 
   ParameterSpec add_on_device(const PyParameter& parameter, std::vector<void*>* streams) {
     const DeviceArray& array =
-        device_reader_.add(parameter.array, parameter.name, parameter.dense_only);
+        device_reader_.add(parameter.array, parameter.name, parameter.centralize);
     ParameterSpec spec;
     spec.data = array.data();
     spec.count = array.size();
     spec.dtype = array.dtype();
-    spec.rows = array.shape().empty() ? 1 : array.shape()[0];
+    set_shape(array.shape().data(), static_cast<py::ssize_t>(array.shape().size()), &spec);
     spec.device = array.device();
     if (array.stream() != nullptr) streams->push_back(array.stream());
     return spec;
@@ -378,12 +386,10 @@ void register_optimizer(py::module_& module) {
   py::class_<RatesTable>(module, "Rates")
       .def(py::init<const std::vector<std::pair<double, double>>&>(), py::arg("pairs"));
   py::class_<PyParameter>(module, "ParameterSpec")
-      .def(py::init([](py::object array, std::string name, std::int32_t rates, bool centralize,
-                       bool dense_only) {
-             return PyParameter{std::move(array), std::move(name), rates, centralize, dense_only};
+      .def(py::init([](py::object array, std::string name, std::int32_t rates, bool centralize) {
+             return PyParameter{std::move(array), std::move(name), rates, centralize};
            }),
-           py::arg("array"), py::arg("name"), py::arg("rates"), py::arg("centralize"),
-           py::arg("dense_only"));
+           py::arg("array"), py::arg("name"), py::arg("rates"), py::arg("centralize"));
   py::class_<AdamConfig>(module, "AdamConfig")
       .def(py::init<>())
       .def_readwrite("beta1", &AdamConfig::beta1)
@@ -404,7 +410,8 @@ void register_optimizer(py::module_& module) {
       .def_readwrite("max_grad_norm", &AdamConfig::max_grad_norm)
       .def_readwrite("num_threads", &AdamConfig::num_threads)
       .def_readwrite("capturable", &AdamConfig::capturable)
-      .def_readwrite("use_offload", &AdamConfig::use_offload);
+      .def_readwrite("use_offload", &AdamConfig::use_offload)
+      .def("used_learning_rate", &rules::used_learning_rate, py::arg("learning_rate"));
   py::class_<Counters>(module, "Counters")
       .def(py::init<>())
       .def_readwrite("global_step", &Counters::global_step)
@@ -461,6 +468,12 @@ void register_optimizer(py::module_& module) {
           },
           py::arg("kind"), py::arg("index"))
       .def("layout", &PyOptimizer::layout, py::arg("index"))
+      .def(
+          "centralizes",
+          [](const PyOptimizer& self, std::size_t i) { return self.optimizer().centralizes(i); },
+          py::arg("index"))
+      .def_property_readonly("config",
+                             [](const PyOptimizer& self) { return self.optimizer().config(); })
       .def("save", &PyOptimizer::save, py::arg("to"))
       .def("load", &PyOptimizer::load, py::arg("from_"), py::arg("counters"))
       .def_property(

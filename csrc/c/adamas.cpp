@@ -162,6 +162,8 @@ Status to_cpp(const char* given, std::int64_t index, ParameterSpec* spec) {
   spec->rows = c.rows;
   spec->centralize = c.centralize != 0;
   spec->device = c.device;
+  spec->axes = c.axes;
+  spec->second_axis = c.second_axis;
   return {};
 }
 
@@ -392,6 +394,10 @@ double adamas_loss_scale(const adamas_optimizer* optimizer) {
 
 adamas_status adamas_set_loss_scale(adamas_optimizer* optimizer, double loss_scale) {
   return c::with_native(optimizer, [&](auto& native) { return native.set_loss_scale(loss_scale); });
+}
+
+int32_t adamas_centralizes(const adamas_optimizer* optimizer, size_t index) {
+  return optimizer->native->centralizes(index) ? 1 : 0;
 }
 
 void* adamas_state(const adamas_optimizer* optimizer, int32_t kind, size_t index) {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "rules/fold_rates.hpp"
+#include "rules/mindspore.hpp"
 
 namespace adamas::core {
 namespace {
@@ -20,6 +21,7 @@ Status check_eps(const AdamConfig& config, std::int64_t i) {
 
 Status check(const AdamConfig& config, const ParameterSpec& parameter, std::int64_t i) {
   if (parameter.count < 0 || parameter.rates < 0) return bad("a count or index is negative", i);
+  if (parameter.axes < 0 || parameter.second_axis < 0) return bad("a shape is negative", i);
   if (parameter.count > 0 && parameter.data == nullptr) return bad("a parameter has no memory", i);
   if (parameter.count > 0 && (parameter.rows < 1 || parameter.count % parameter.rows != 0)) {
     return bad("the rows of a parameter must divide its count", i);
@@ -44,7 +46,7 @@ Status check_format(const AdamConfig& config, Span<const ParameterSpec> paramete
 Status check_rows(const Storage& storage, const Tensor& tensor, const Gradient& grad) {
   const std::int64_t index = tensor.index;
   const RowIndices& rows = *grad.rows;
-  if (tensor.spec.centralize) {
+  if (tensor.dense_only) {
     return bad("a centralized parameter must not have a sparse gradient", index);
   }
   if (!tensor.has_own_scales()) {
@@ -95,10 +97,11 @@ Status check(const AdamConfig& config, Span<const ParameterSpec> parameters) {
   return check_format(config, parameters);
 }
 
-Status check(Span<const Rates> rates, std::size_t wanted) {
+Status check(const AdamConfig& config, Span<const Rates> rates, std::size_t wanted) {
   if (rates.size < wanted) return bad("there are fewer rates than the parameters refer to");
   for (const Rates& rate : rates) {
-    if (!(rate.learning_rate >= 0.0) || std::isinf(rate.learning_rate)) {
+    const double used = rules::used_learning_rate(config, rate.learning_rate);
+    if (!(used >= 0.0) || std::isinf(used)) {
       return bad("a learning rate must be finite and >= 0");
     }
     if (!(rate.weight_decay >= 0.0) || std::isinf(rate.weight_decay)) {

@@ -27,7 +27,7 @@ Status check(const AdamConfig& config);
 Status check(const AdamConfig& config, Span<const ParameterSpec> parameters);
 
 // `wanted`: how many the parameters refer to.
-Status check(Span<const Rates> rates, std::size_t wanted);
+Status check(const AdamConfig& config, Span<const Rates> rates, std::size_t wanted);
 
 // Where 8-bit moments have their scales, which storage decides.
 Status check_scales(const Storage& storage);

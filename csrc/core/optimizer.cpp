@@ -9,6 +9,7 @@
 #include "core/layout.hpp"
 #include "core/optimizer_impl.hpp"
 #include "rules/decision.hpp"
+#include "rules/mindspore.hpp"
 
 namespace adamas {
 
@@ -18,7 +19,8 @@ using core::check;
 Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterSpec> parameters,
                                 Span<void* const> after) {
   const core::FloatEnvironment pinned;
-  config = options;
+  config = rules::used_config(options);
+  if (Status status = check(config); !status.ok()) return status;
   if (config.num_threads == 0) config.num_threads = available_threads();
   if (Status status = check(config, parameters); !status.ok()) return status;
   for (const ParameterSpec& parameter : parameters) {
@@ -42,7 +44,7 @@ Status Optimizer::Impl::check_ready(Span<const Rates> rates) const noexcept {
   if (counters.global_step() >= core::kMaxStep) {
     return bad("global_step has reached its limit of 2^62");
   }
-  return check(rates, rates_count);
+  return check(config, rates, rates_count);
 }
 
 core::StepInput Optimizer::Impl::input(Span<const Rates> rates) const noexcept {
@@ -90,7 +92,6 @@ Counters Optimizer::Impl::counted() const noexcept {
 Status Optimizer::create(const AdamConfig& config, Span<const ParameterSpec> parameters,
                          std::unique_ptr<Optimizer>* optimizer, Span<void* const> after) noexcept {
   try {
-    if (Status status = check(config); !status.ok()) return status;
     auto impl = std::make_unique<Impl>();
     if (Status status = impl->prepare(config, parameters, after); !status.ok()) return status;
     optimizer->reset(new Optimizer(std::move(impl)));
@@ -179,6 +180,16 @@ Status Optimizer::set_global_step(std::int64_t step) noexcept {
   return status;
 }
 
+AdamConfig Optimizer::config() const noexcept {
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
+  return impl_->config;
+}
+
+bool Optimizer::centralizes(std::size_t i) const noexcept {
+  const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
+  return i < tensors.size() && tensors[i].spec.centralize;
+}
+
 void* Optimizer::state(StateKind kind, std::size_t i) const noexcept {
   const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
   return i < tensors.size() ? tensors[i].state(kind) : nullptr;
@@ -199,7 +210,7 @@ std::size_t Optimizer::state_nbytes() const noexcept { return impl_->storage.sta
 
 Status Optimizer::set_rates(Span<const Rates> rates, void* stream) noexcept {
   const std::lock_guard<core::CallMutex> lock(impl_->mutex);
-  if (Status status = check(rates, impl_->rates_count); !status.ok()) return status;
+  if (Status status = check(impl_->config, rates, impl_->rates_count); !status.ok()) return status;
   return impl_->engine->send_rates(rates, impl_->config.loss_scale, stream);
 }
 

@@ -18,7 +18,8 @@ void RateFolder::prepare(const AdamConfig& config, const std::vector<Tensor>& te
 
 Status RateFolder::fold(const StepInput& input, double factor) noexcept {
   step_ = input.number;
-  const rules::Corrections corrections = this->corrections(step_);
+  const rules::Corrections corrections =
+      rules::used_corrections(config_, squares1_, squares2_, step_, &powers_);
   for (std::size_t k = 0; k < folded_.size(); ++k) {
     if (!rules::fold_rates(config_, input.rates[k], corrections, factor, has_float32_,
                            &folded_[k])) {
@@ -26,19 +27,6 @@ Status RateFolder::fold(const StepInput& input, double factor) noexcept {
     }
   }
   return {};
-}
-
-rules::Corrections RateFolder::corrections(std::int64_t step) noexcept {
-  if (!config_.bias_correction) return {};
-  if (config_.numerics == Numerics::standard) {
-    return rules::exact_corrections(squares1_, squares2_, step);
-  }
-  if (step < powers_.step) powers_ = {};
-  const auto advance = [&](double beta, float power) {
-    return rules::running_power(static_cast<float>(beta), power, powers_.step, step);
-  };
-  powers_ = {step, advance(config_.beta1, powers_.beta1), advance(config_.beta2, powers_.beta2)};
-  return rules::running_corrections(powers_.beta1, powers_.beta2);
 }
 
 }  // namespace adamas::core

@@ -6,6 +6,7 @@
 
 #include "core/engine.hpp"
 #include "rules/fold_rates.hpp"
+#include "rules/mindspore.hpp"
 
 namespace adamas::core {
 
@@ -26,20 +27,11 @@ class RateFolder {
   bool has_float32() const { return has_float32_; }
 
  private:
-  // beta^step as MindSpore multiplies it up; recomputed when global_step was set back.
-  struct RunningPowers {
-    std::int64_t step = 0;
-    float beta1 = 1.0F;
-    float beta2 = 1.0F;
-  };
-
-  rules::Corrections corrections(std::int64_t step) noexcept;
-
   AdamConfig config_;
   bool has_float32_ = false;      // whether any parameter has the arithmetic of float32
   rules::Squares squares1_{0.0};  // of beta1
   rules::Squares squares2_{0.0};
-  RunningPowers powers_;
+  rules::RunningPowers powers_;
   std::int64_t step_ = 0;
   std::vector<rules::FoldedRates> folded_;
 };

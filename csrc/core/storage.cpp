@@ -5,6 +5,7 @@
 #include "core/layout.hpp"
 #include "core/memory.hpp"
 #include "rules/low_precision.hpp"
+#include "rules/mindspore.hpp"
 
 namespace adamas::core {
 
@@ -46,6 +47,8 @@ Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> para
   for (const ParameterSpec& spec : parameters) {
     Tensor tensor{};
     tensor.spec = spec;
+    tensor.spec.centralize = rules::centralizes(config, spec);
+    tensor.dense_only = spec.centralize;
     tensor.real = real_type(spec.dtype);
     tensor.row_length = spec.rows > 0 ? spec.count / spec.rows : 0;
     tensor.index = static_cast<std::int64_t>(tensors_.size());

@@ -11,7 +11,8 @@
 namespace adamas::core {
 
 struct Tensor {
-  ParameterSpec spec;
+  ParameterSpec spec;         // `centralize`: what is done
+  bool dense_only;            // whether `centralize` was asked for, done or not
   DType real;                 // of the arithmetic and the moments
   std::int64_t row_length;    // elements
   std::int64_t index;         // of the parameter

@@ -34,8 +34,6 @@ Control control_of(const Counters& counters) {
   control.skipped_steps = counters.skipped_steps;
   control.last_grad_norm = counters.last_grad_norm;
   control.last_step_skipped = counters.last_step_skipped ? 1 : 0;
-  control.power1 = 1.0F;
-  control.power2 = 1.0F;
   return control;
 }
 

@@ -3,7 +3,7 @@
 // A running product drifts and pow() differs between C libraries and devices; this uses only
 // operations that IEEE 754 fixes, so a step has the same scalars everywhere.  beta^t is computed by
 // repeated squaring in pairs of doubles (106 bits), so the subtraction loses nothing that matters.
-// Numerics "mindspore" wants the drift of MindSpore's running product, and gets it.
+// Numerics "mindspore" wants the drift of MindSpore's running product, and gets it (mindspore.hpp).
 #pragma once
 
 #include <cstdint>
@@ -63,14 +63,16 @@ ADAMAS_RULE double one_minus_power(const Squares& squares, std::int64_t t) {
   return (1.0 - power.high) - power.low;
 }
 
-// beta^t as MindSpore keeps it: a float32 multiplied by beta in every step.  `power` is beta^from.
-ADAMAS_RULE float running_power(float beta, float power, std::int64_t from, std::int64_t t) {
-  for (; from < t; ++from) {
-    const float next = power * beta;
-    if (next == power) break;  // zero or the smallest subnormal: it stays
-    power = next;
-  }
-  return power;
+// The bias corrections at the 1-based step t of a parameter.
+struct Corrections {
+  double first = 1.0;        // 1 - beta1^t
+  double second_root = 1.0;  // sqrt(1 - beta2^t)
+};
+
+// A beta is a number, or its Squares.
+template <class Beta>
+ADAMAS_RULE Corrections exact_corrections(const Beta& beta1, const Beta& beta2, std::int64_t step) {
+  return {one_minus_power(beta1, step), square_root(one_minus_power(beta2, step))};
 }
 
 }  // namespace adamas::rules

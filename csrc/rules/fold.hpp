@@ -6,7 +6,7 @@
 // or a bit.  Bias correction, the two numerics and AdamWeightDecay differ in these scalars only:
 // with r = sqrt(1 - beta2^t), lr / (1 - beta1^t) * m / (sqrt(v) / r + eps), the formula of
 // "standard", is lr * r / (1 - beta1^t) * m / (sqrt(v) + r * eps), and "mindspore" has eps in place
-// of r * eps.
+// of r * eps (mindspore.hpp).
 #pragma once
 
 #include <cstdint>
@@ -15,25 +15,9 @@
 #include "adamas/types.hpp"
 #include "rules/adam.hpp"
 #include "rules/beta_power.hpp"
+#include "rules/mindspore.hpp"
 
 namespace adamas::rules {
-
-// The bias corrections at the 1-based step t of a parameter.
-struct Corrections {
-  double first = 1.0;        // 1 - beta1^t
-  double second_root = 1.0;  // sqrt(1 - beta2^t)
-};
-
-// A beta is a number, or its Squares.
-template <class Beta>
-ADAMAS_RULE Corrections exact_corrections(const Beta& beta1, const Beta& beta2, std::int64_t step) {
-  return {one_minus_power(beta1, step), square_root(one_minus_power(beta2, step))};
-}
-
-// The corrections from powers that were multiplied up in float32.
-ADAMAS_RULE Corrections running_corrections(float power1, float power2) {
-  return {1.0 - static_cast<double>(power1), square_root(1.0 - static_cast<double>(power2))};
-}
 
 // 2^exponent for -1022 <= exponent <= 1023.
 ADAMAS_RULE double power_of_two(int exponent) {
@@ -85,8 +69,7 @@ ADAMAS_RULE Scalars<Real> fold(const AdamConfig& config, const Rates& rates,
                                const Corrections& correction, double factor) {
   const SplitNumber parts = split_factor<Real>(factor);
   const double fraction = parts.fraction;
-  const bool standard = config.numerics == Numerics::standard;
-  const double learning_rate = rates.learning_rate;
+  const double learning_rate = used_learning_rate(config, rates.learning_rate);
   const double decoupled = config.decoupled_weight_decay ? rates.weight_decay : 0.0;
 
   Scalars<Real> s;
@@ -99,7 +82,7 @@ ADAMAS_RULE Scalars<Real> fold(const AdamConfig& config, const Rates& rates,
   s.keep = static_cast<Real>(1.0 - learning_rate * decoupled);
   const double root = correction.second_root;
   s.negative_step = static_cast<Real>(divide(-learning_rate * root, correction.first));
-  s.eps = static_cast<Real>(standard ? root * config.eps : config.eps);
+  s.eps = static_cast<Real>(used_eps(config, root));
   return s;
 }
 

@@ -4,6 +4,7 @@
 
 #include "adamas/types.hpp"
 #include "rules/fold.hpp"
+#include "rules/mindspore.hpp"
 
 namespace adamas::rules {
 
@@ -29,11 +30,6 @@ ADAMAS_RULE bool is_finite(const Scalars<Real>& s) {
   // A difference of a value with itself is 0, or NaN if the value is not finite.
   return s.decay - s.decay == 0 && s.keep - s.keep == 0 && s.negative_step - s.negative_step == 0 &&
          s.one_minus_beta1 > 0;
-}
-
-// Numerics "mindspore" adds L2 decay to the entries of a sparse gradient, not to all rows.
-ADAMAS_RULE bool decays_all_rows(const AdamConfig& config) {
-  return config.numerics == Numerics::standard || config.decoupled_weight_decay;
 }
 
 ADAMAS_RULE Folded fold_both(const AdamConfig& config, const Rates& rates, double decay_factor,

@@ -48,10 +48,6 @@ def _config(beta1: Any, beta2: Any, eps: Any, numerics: str, num_threads: Any) -
     config.beta1 = validation.strict_float("beta1", beta1, above=0.0, below=1.0)
     config.beta2 = validation.strict_float("beta2", beta2, above=0.0, below=1.0)
     config.eps = validation.strict_float("eps", eps, above=0.0)
-    if config.numerics is _core.Numerics.mindspore:
-        config.beta1 = validation.to_float32(config.beta1)
-        config.beta2 = validation.to_float32(config.beta2)
-        config.eps = validation.to_float32(config.eps)
     if num_threads is not None:
         config.num_threads = validation.integer(
             "num_threads", num_threads, minimum=1, maximum=_MAX_THREADS
@@ -212,8 +208,6 @@ class Adam(Optimizer):
         config.loss_scale = validation.loss_scale("loss_scale", loss_scale)
         config.use_amsgrad = validation.flag("use_amsgrad", use_amsgrad)
         config.use_nesterov = validation.flag("use_nesterov", use_nesterov)
-        if config.use_amsgrad and config.numerics is _core.Numerics.mindspore:
-            config.use_nesterov = False
         config.decoupled_weight_decay = validation.flag(
             "decoupled_weight_decay", decoupled_weight_decay
         )

@@ -12,7 +12,7 @@ from . import _validation as validation
 from ._arrays import FloatArray, gradient
 from ._device_arrays import stream_number
 from ._fork import add_lock
-from ._groups import Defaults, ParameterOptions
+from ._groups import Defaults
 from ._parameter import Parameter
 from ._rates import Rate, RateBook
 from ._state import OptimizerState
@@ -37,7 +37,6 @@ class Optimizer:
             book.weight_decay("weight_decay", weight_decay),
         )
         self._options, self._grouped = _groups.resolve(params, self._defaults, book)
-        self._round_lr = config.numerics is _core.Numerics.mindspore
         # Around the schedules and the native call that belong together.
         self._is_locking = config.use_locking
         self._lock: AbstractContextManager[object] = nullcontext()
@@ -51,60 +50,41 @@ class Optimizer:
             raise ValueError("capturable must be False for parameters in CPU memory")
         self._unique = True
 
-        self._config = config
         self._index = {id(option.parameter): i for i, option in enumerate(self._options)}
 
         pairs = [(option.learning_rate, option.weight_decay) for option in self._options]
         places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
         self._pairs: list[tuple[Rate, Rate]] = list(places)
-        self._centralized = [
-            self._centralizes(option, config.numerics, use_offload) for option in self._options
-        ]
         self._native = _core.Optimizer(
             [
                 _core.ParameterSpec(
                     option.parameter.memory,
                     option.name,
                     places[pair],
-                    centralized,
                     option.grad_centralization,
                 )
-                for option, pair, centralized in zip(
-                    self._options, pairs, self._centralized, strict=True
-                )
+                for option, pair in zip(self._options, pairs, strict=True)
             ],
             config,
             gradient,
         )
-        self._state = OptimizerState(self._native, config, self._options, self._centralized)
+        self._config = self._native.config  # what steps compute with
+        self._state = OptimizerState(self._native, self._options)
         self._native_step = self._native.step  # bound once: a step of a small model is microseconds
         # A step that is being captured takes its rates from the device.
         self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._pairs))
         is_static = all(lr.constant and decay.constant for lr, decay in self._pairs)
         self._static_rates = self._rates_at(0) if is_static else None
 
-    @staticmethod
-    def _centralizes(option: ParameterOptions, numerics: _core.Numerics, offload: bool) -> bool:
-        """Whether the row means of this parameter's gradients are subtracted."""
-        shape = option.parameter.shape
-        if not option.grad_centralization:
-            return False
-        if numerics is _core.Numerics.mindspore:
-            return len(shape) >= 2 and shape[1] % 16 == 0 and not offload
-        return len(shape) >= 3
-
     def _lr_at(self, rate: Rate, step: int) -> float:
-        value = rate.at(step)
-        return validation.to_float32(value) if self._round_lr else value
+        return self._config.used_learning_rate(rate.at(step))
 
     def _rates_at(self, step: int) -> _core.Rates:
         """Ask each distinct learning rate and weight decay once."""
         values: dict[Rate, float] = {}
-        for lr, decay in self._pairs:
-            if lr not in values:
-                values[lr] = self._lr_at(lr, step)
-            if decay not in values:
-                values[decay] = decay.at(step)
+        for rate in (rate for pair in self._pairs for rate in pair):
+            if rate not in values:
+                values[rate] = rate.at(step)
         return _core.Rates([(values[lr], values[decay]) for lr, decay in self._pairs])
 
     def __call__(self, grads: Sequence[Gradient], *, stream: Any = None) -> bool:

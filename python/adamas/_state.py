@@ -33,23 +33,14 @@ class OptimizerState:
 
     Parameters
     ----------
-    native, config, options
+    native, options
         The parts of the optimizer.
-    centralized
-        Whether the rows of each parameter's gradients lose their mean.
     """
 
-    def __init__(
-        self,
-        native: _core.Optimizer,
-        config: _core.AdamConfig,
-        options: Sequence[ParameterOptions],
-        centralized: Sequence[bool],
-    ) -> None:
+    def __init__(self, native: _core.Optimizer, options: Sequence[ParameterOptions]) -> None:
         self._native = native
-        self._config = config
+        self._config = native.config
         self._options = options
-        self._centralized = centralized
 
     def arrays(self, kind: _core.StateKind) -> list[Any]:
         """Return one kind of state of each parameter, in update order; None where it has none."""
@@ -72,7 +63,7 @@ class OptimizerState:
         entries: dict[str, dict[str, Any]] = {}
         copies = []
         for i, option in enumerate(self._options):
-            entry = _description(option, self._centralized[i])
+            entry = _description(native, option, i)
             for kind, (shape, dtype) in _layout(native, option, i, parameters).items():
                 entry[kind] = np.empty(shape, dtype)
                 copies.append((i, _kind(kind), entry[kind]))
@@ -113,7 +104,7 @@ class OptimizerState:
         for i, option in enumerate(self._options):
             entry = entries[option.name]
             layout = _layout(native, option, i, with_param)
-            _check_entry(option.name, entry, _description(option, self._centralized[i]), layout)
+            _check_entry(option.name, entry, _description(native, option, i), layout)
             copies += [(i, _kind(kind), np.require(entry[kind], None, "C")) for kind in layout]
         native.load(copies, _counters(state))
 
@@ -133,8 +124,13 @@ def _layout(
     return layout
 
 
-def _description(option: ParameterOptions, centralized: bool) -> dict[str, Any]:
-    return {"dtype": option.parameter.dtype.name, "grad_centralization": centralized}
+def _description(
+    native: _core.Optimizer, option: ParameterOptions, position: int
+) -> dict[str, Any]:
+    return {
+        "dtype": option.parameter.dtype.name,
+        "grad_centralization": native.centralizes(position),
+    }
 
 
 def _options(config: _core.AdamConfig) -> dict[str, Any]:

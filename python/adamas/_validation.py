@@ -98,12 +98,6 @@ def integer(
     return number
 
 
-def to_float32(value: float) -> float:
-    """Round to float32, keeping what is too large as infinity."""
-    with np.errstate(over="ignore", under="ignore"):
-        return float(np.float32(value))
-
-
 def loss_scale(name: str, value: Any) -> float:
     """Return a loss scale as a float."""
     return real(name, value, minimum=_core.MIN_LOSS_SCALE, maximum=_core.MAX_LOSS_SCALE)

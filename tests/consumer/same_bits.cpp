@@ -5,13 +5,12 @@
 //
 // INPUT: float32 values of the table, the bias, and the gradients of both for each step.
 // OUTPUT: the table, the bias, and for both of them the stored moments.
-#include <adamas/adamas.hpp>
-#include <cstdio>
-#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "values.hpp"
 
 namespace {
 
@@ -21,25 +20,6 @@ constexpr std::int64_t kTable = kRows * kLength;
 constexpr std::int64_t kBias = 33;
 constexpr std::int64_t kEntries = 20;
 constexpr int kSteps = 5;
-
-void require(const adamas::Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "%s\n", status.message().c_str());
-  std::exit(1);
-}
-
-std::vector<float> read(const char* path) {
-  std::vector<float> values((kSteps + 1) * (kTable + kBias));
-  std::ifstream file(path, std::ios::binary);
-  file.read(reinterpret_cast<char*>(values.data()),
-            static_cast<std::streamsize>(values.size() * sizeof(float)));
-  if (!file) std::exit(2);
-  return values;
-}
-
-void write(std::ofstream& file, const void* data, std::size_t nbytes) {
-  file.write(static_cast<const char*>(data), static_cast<std::streamsize>(nbytes));
-}
 
 adamas::AdamConfig config_of(const std::string& variant) {
   adamas::AdamConfig config;
@@ -68,7 +48,7 @@ adamas::AdamConfig config_of(const std::string& variant) {
 int main(int argc, char** argv) {
   if (argc != 4) return 2;
   const std::string variant = argv[1];
-  std::vector<float> values = read(argv[2]);
+  std::vector<float> values = read(argv[2], (kSteps + 1) * (kTable + kBias));
   const adamas::AdamConfig config = config_of(variant);
 
   std::vector<adamas::ParameterSpec> specs(2);

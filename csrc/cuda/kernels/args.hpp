@@ -58,10 +58,8 @@ using rules::Refusal;
 struct Control {
   std::int64_t step;  // made
   std::int64_t skipped_steps;
-  std::int64_t power_step;  // of the running powers
   double last_grad_norm;
-  float power1;  // numerics "mindspore": the betas to the power of power_step
-  float power2;
+  rules::RunningPowers powers;
   std::int32_t goes;  // whether the step at hand is made
   std::int32_t last_step_skipped;
   std::int32_t not_finite;  // set by `block_squares` or `row_squares`, cleared by `decide`

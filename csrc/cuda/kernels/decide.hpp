@@ -76,23 +76,8 @@ struct Decide {
                        rules::unclipped_factor(*args.loss_scale)};
     shared.fits = true;
     shared.ends = false;
-    shared.corrections = {};
-    if (!config.bias_correction) return;
-    if (config.numerics == Numerics::standard) {
-      shared.corrections = rules::exact_corrections(config.beta1, config.beta2, step);
-      return;
-    }
-    if (step < control.power_step) {
-      control.power_step = 0;
-      control.power1 = 1.0F;
-      control.power2 = 1.0F;
-    }
-    control.power1 = rules::running_power(static_cast<float>(config.beta1), control.power1,
-                                          control.power_step, step);
-    control.power2 = rules::running_power(static_cast<float>(config.beta2), control.power2,
-                                          control.power_step, step);
-    control.power_step = step;
-    shared.corrections = rules::running_corrections(control.power1, control.power2);
+    shared.corrections =
+        rules::used_corrections(config, config.beta1, config.beta2, step, &control.powers);
   }
 
   ADAMAS_DEVICE static void fold_all(const Args& args, Cta cta, Shared& shared) {

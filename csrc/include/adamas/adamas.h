@@ -137,6 +137,8 @@ typedef struct adamas_parameter {
   int32_t rates; /* which element of the rates of a step applies */
   int32_t centralize;
   int32_t device;
+  int64_t second_axis; /* its length, if there are two */
+  int32_t axes;        /* 0: not said, and `centralize` is done whatever the shape */
 } adamas_parameter;
 
 /* Gradient */
@@ -224,6 +226,9 @@ ADAMAS_API int64_t adamas_global_step(const adamas_optimizer* optimizer);
 ADAMAS_API adamas_status adamas_set_global_step(adamas_optimizer* optimizer, int64_t step);
 ADAMAS_API double adamas_loss_scale(const adamas_optimizer* optimizer);
 ADAMAS_API adamas_status adamas_set_loss_scale(adamas_optimizer* optimizer, double loss_scale);
+
+/* Whether the row means of a parameter's gradients are subtracted. */
+ADAMAS_API int32_t adamas_centralizes(const adamas_optimizer* optimizer, size_t index);
 
 /* The live memory of a state of parameter `index`, or null if none is kept; as it is stored. */
 ADAMAS_API void* adamas_state(const adamas_optimizer* optimizer, int32_t kind, size_t index);

@@ -113,6 +113,12 @@ class ADAMAS_API Optimizer {
   std::int64_t skipped_steps() const noexcept;
   double last_grad_norm() const noexcept;
 
+  // The options that steps compute with, which the numerics may have rounded.
+  AdamConfig config() const noexcept;
+
+  // Whether the row means of parameter i's gradients are subtracted.
+  bool centralizes(std::size_t i) const noexcept;
+
   // The number of steps made; setting it moves bias correction with it.  In [0, 2^62].
   std::int64_t global_step() const noexcept;
   Status set_global_step(std::int64_t step) noexcept;

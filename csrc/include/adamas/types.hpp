@@ -42,8 +42,7 @@ enum class RowPolicy : std::uint8_t {
   catch_up,  // nothing now; their moments decay by all missed steps when they are listed next
 };
 
-// Where the bias correction stands (docs/NUMERICS.md).  For the bits of the Python package, a
-// program that chooses `mindspore` rounds beta1, beta2, eps and learning rates to float32 itself.
+// Where the bias correction stands, and what else MindSpore does in its own way: docs/NUMERICS.md.
 enum class Numerics : std::uint8_t {
   standard,   // Kingma and Ba, Algorithm 1: eps is added to the corrected root
   mindspore,  // the step size is corrected instead, as MindSpore's kernels do
@@ -86,8 +85,12 @@ struct ParameterSpec {
   DType dtype = DType::float32;
   std::int32_t rates = 0;      // which element of the rates given to each step applies
   std::int64_t rows = 1;       // length of the first axis, for `centralize` and sparse gradients
-  bool centralize = false;     // subtract from each gradient row its mean
+  bool centralize = false;     // subtract from each gradient row its mean; then none is sparse
   std::int32_t device = kCpu;  // one for all parameters of an optimizer
+  // The number of axes, and the length of the second: `centralize` then holds for the shapes that
+  // the numerics choose (docs/NUMERICS.md).  0, not said: for this one.
+  std::int32_t axes = 0;
+  std::int64_t second_axis = 0;
 };
 
 // What may change from step to step.
