@@ -7,7 +7,7 @@
 namespace adamas::core {
 
 Status open_engine(const AdamConfig& config, std::int32_t device, std::unique_ptr<Engine>* engine) {
-  if (device == kCpu) return cpu::Engine::open(engine);
+  if (device == kCpu) return cpu::Engine::open(config, engine);
   if (config.use_offload) return cuda::OffloadEngine::open(config, device, engine);
   return cuda::Engine::open(device, engine);
 }

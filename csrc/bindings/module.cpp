@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   }
   adamas::bindings::register_system(module);
   adamas::bindings::register_dtypes(module);
+  adamas::bindings::register_options(module);
   adamas::bindings::register_device_array(module);
   adamas::bindings::register_optimizer(module);
 }

@@ -11,6 +11,7 @@ namespace adamas::bindings {
 
 void register_dtypes(pybind11::module_& module);
 void register_system(pybind11::module_& module);
+void register_options(pybind11::module_& module);
 void register_optimizer(pybind11::module_& module);
 void register_device_array(pybind11::module_& module);
 

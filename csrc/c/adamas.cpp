@@ -3,12 +3,15 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "adamas/optimizer.hpp"
 #include "adamas/system.hpp"
+#include "core/internals.hpp"
+#include "core/options.hpp"
 
 struct adamas_optimizer {
   std::unique_ptr<adamas::Optimizer> native;
@@ -104,21 +107,45 @@ const char* element(const Struct* array, std::size_t i) {
   return reinterpret_cast<const char*>(array) + i * array->struct_size;
 }
 
-// Enumerations
+// Values: of C's type and of C++'s; false if there is no such value
+
+template <class Number>
+bool assign(Number value, Number* result) {
+  *result = value;
+  return true;
+}
+
+bool assign(std::int32_t value, bool* result) {
+  *result = value != 0;
+  return true;
+}
 
 template <class Enum>
-bool to_enum(std::int32_t value, Enum last, Enum* result) {
-  if (value < 0 || value > static_cast<std::int32_t>(last)) return false;
+bool assign(std::int32_t value, std::size_t count, Enum* result) {
+  if (value < 0 || static_cast<std::size_t>(value) >= count) return false;
   *result = static_cast<Enum>(value);
   return true;
 }
 
+bool assign(std::int32_t value, DType* result) { return assign(value, kDTypes, result); }
+bool assign(std::int32_t value, StateKind* result) { return assign(value, kStateKinds, result); }
+bool assign(std::int32_t value, StateFormat* result) {
+  return assign(value, kStateFormats, result);
+}
+bool assign(std::int32_t value, Numerics* result) {
+  return assign(value, std::size(kNumericsNames), result);
+}
+bool assign(std::int32_t value, RowPolicy* result) {
+  return assign(value, std::size(kRowPolicyNames), result);
+}
+
 static_assert(ADAMAS_DEVICE_ERROR == static_cast<int>(StatusCode::device_error));
-static_assert(ADAMAS_BFLOAT16 == static_cast<int>(DType::bfloat16));
-static_assert(ADAMAS_ROWS_CATCH_UP == static_cast<int>(RowPolicy::catch_up));
-static_assert(ADAMAS_NUMERICS_MINDSPORE == static_cast<int>(Numerics::mindspore));
-static_assert(ADAMAS_STATE_INT8 == static_cast<int>(StateFormat::int8));
-static_assert(ADAMAS_SCALE2 == static_cast<int>(StateKind::scale2) && kStateKinds == 7);
+// The last of each enumeration.
+static_assert(ADAMAS_BFLOAT16 == kDTypes - 1);
+static_assert(ADAMAS_ROWS_CATCH_UP == std::size(kRowPolicyNames) - 1);
+static_assert(ADAMAS_NUMERICS_MINDSPORE == std::size(kNumericsNames) - 1);
+static_assert(ADAMAS_STATE_INT8 == kStateFormats - 1);
+static_assert(ADAMAS_SCALE2 == kStateKinds - 1);
 static_assert(ADAMAS_CPU == kCpu);
 
 // The options
@@ -126,36 +153,17 @@ static_assert(ADAMAS_CPU == kCpu);
 Status to_cpp(const adamas_config* given, AdamConfig* config) {
   adamas_config c;
   if (given == nullptr || !read(given, &c)) return bad(kUnknownStruct);
-  if (!to_enum(c.numerics, Numerics::mindspore, &config->numerics)) return bad("unknown numerics");
-  if (!to_enum(c.row_policy, RowPolicy::catch_up, &config->row_policy)) {
-    return bad("unknown row policy");
-  }
-  if (!to_enum(c.state_format, StateFormat::int8, &config->state_format)) {
-    return bad("unknown state format");
-  }
-  config->beta1 = c.beta1;
-  config->beta2 = c.beta2;
-  config->eps = c.eps;
-  config->loss_scale = c.loss_scale;
-  config->max_grad_norm = c.max_grad_norm;
-  config->seed = c.seed;
-  config->num_threads = c.num_threads;
-  config->use_nesterov = c.use_nesterov != 0;
-  config->use_amsgrad = c.use_amsgrad != 0;
-  config->decoupled_weight_decay = c.decoupled_weight_decay != 0;
-  config->bias_correction = c.bias_correction != 0;
-  config->master_weights = c.master_weights != 0;
-  config->use_locking = c.use_locking != 0;
-  config->skip_nonfinite = c.skip_nonfinite != 0;
-  config->capturable = c.capturable != 0;
-  config->use_offload = c.use_offload != 0;
+#define ADAMAS_ASSIGN(name, decides) \
+  if (!assign(c.name, &config->name)) return bad("unknown " #name);
+  ADAMAS_OPTIONS(ADAMAS_ASSIGN)
+#undef ADAMAS_ASSIGN
   return {};
 }
 
 Status to_cpp(const char* given, std::int64_t index, ParameterSpec* spec) {
   adamas_parameter c;
   if (!read(given, &c)) return bad(kUnknownStruct, index);
-  if (!to_enum(c.dtype, DType::bfloat16, &spec->dtype)) return bad("unknown dtype", index);
+  if (!assign(c.dtype, &spec->dtype)) return bad("unknown dtype", index);
   spec->data = c.data;
   spec->count = c.count;
   spec->rates = c.rates;
@@ -170,7 +178,7 @@ Status to_cpp(const char* given, std::int64_t index, ParameterSpec* spec) {
 Status to_cpp(const char* given, std::int64_t index, Gradient* grad, RowIndices* rows) {
   adamas_gradient c;
   if (!read(given, &c)) return bad(kUnknownStruct, index);
-  if (!to_enum(c.dtype, DType::bfloat16, &grad->dtype)) return bad("unknown dtype", index);
+  if (!assign(c.dtype, &grad->dtype)) return bad("unknown dtype", index);
   *rows = {c.indices, c.indices_count, c.indices_are_int64 != 0};
   grad->values = c.values;
   grad->rows = c.is_sparse != 0 ? rows : nullptr;
@@ -202,7 +210,7 @@ Status to_cpp(const adamas_array_copy* given, std::size_t count, std::vector<Arr
     ArrayCopy copy{given[k].parameter, std::nullopt, given[k].data, given[k].nbytes};
     StateKind kind;
     if (given[k].kind != ADAMAS_PARAM) {
-      if (!to_enum(given[k].kind, StateKind::scale2, &kind)) return bad("unknown kind of state");
+      if (!assign(given[k].kind, &kind)) return bad("unknown kind of state");
       copy.kind = kind;
     }
     copies->push_back(copy);
@@ -402,7 +410,7 @@ int32_t adamas_centralizes(const adamas_optimizer* optimizer, size_t index) {
 
 void* adamas_state(const adamas_optimizer* optimizer, int32_t kind, size_t index) {
   adamas::StateKind known;
-  if (!c::to_enum(kind, adamas::StateKind::scale2, &known)) return nullptr;
+  if (!c::assign(kind, &known)) return nullptr;
   return optimizer->native->state(known, index);
 }
 
@@ -410,7 +418,7 @@ adamas_status adamas_decode_moment(const adamas_optimizer* optimizer, int32_t ki
                                    float* values) {
   return c::with_native(optimizer, [&](auto& native) -> adamas::Status {
     adamas::StateKind known;
-    if (!c::to_enum(kind, adamas::StateKind::moment2, &known)) return c::bad("unknown moment");
+    if (!c::assign(kind, &known)) return c::bad("unknown moment");
     if (values == nullptr) return c::bad("a pointer is null");
     return native.decode_moment(known, index, values);
   });
@@ -436,14 +444,16 @@ size_t adamas_state_nbytes(const adamas_optimizer* optimizer) {
 
 adamas_status adamas_read_device(const adamas_optimizer* optimizer, const void* device, void* host,
                                  size_t nbytes) {
-  return c::with_native(
-      optimizer, [&](const auto& native) { return native.read_device(device, host, nbytes); });
+  return c::with_native(optimizer, [&](const auto& native) {
+    return adamas::core::Internals::read_device(native, device, host, nbytes);
+  });
 }
 
 adamas_status adamas_write_device(adamas_optimizer* optimizer, void* device, const void* host,
                                   size_t nbytes) {
-  return c::with_native(optimizer,
-                        [&](auto& native) { return native.write_device(device, host, nbytes); });
+  return c::with_native(optimizer, [&](auto& native) {
+    return adamas::core::Internals::write_device(native, device, host, nbytes);
+  });
 }
 
 adamas_status adamas_set_rates(adamas_optimizer* optimizer, const adamas_rates* rates,

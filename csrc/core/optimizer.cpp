@@ -6,6 +6,7 @@
 
 #include "adamas/system.hpp"
 #include "core/float_environment.hpp"
+#include "core/internals.hpp"
 #include "core/layout.hpp"
 #include "core/optimizer_impl.hpp"
 #include "rules/decision.hpp"
@@ -214,22 +215,28 @@ Status Optimizer::set_rates(Span<const Rates> rates, void* stream) noexcept {
   return impl_->engine->send_rates(rates, impl_->config.loss_scale, stream);
 }
 
-bool Optimizer::is_capturing(void* stream) const noexcept {
-  return impl_->engine->is_capturing(stream);
-}
-
 std::int32_t Optimizer::device() const noexcept { return impl_->engine->device(); }
 
-Status Optimizer::read_device(const void* device, void* host, std::size_t nbytes) const noexcept {
-  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
-  return impl_->engine->read(device, host, nbytes);
-}
-
-Status Optimizer::write_device(void* device, const void* host, std::size_t nbytes) noexcept {
-  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
-  return impl_->engine->write(device, host, nbytes);
-}
-
 int Optimizer::num_threads() const noexcept { return impl_->config.num_threads; }
+
+namespace core {
+
+bool Internals::is_capturing(const Optimizer& optimizer, void* stream) noexcept {
+  return optimizer.impl_->engine->is_capturing(stream);
+}
+
+Status Internals::read_device(const Optimizer& optimizer, const void* device, void* host,
+                              std::size_t nbytes) noexcept {
+  const std::lock_guard<CallMutex> lock(optimizer.impl_->mutex);
+  return optimizer.impl_->engine->read(device, host, nbytes);
+}
+
+Status Internals::write_device(Optimizer& optimizer, void* device, const void* host,
+                               std::size_t nbytes) noexcept {
+  const std::lock_guard<CallMutex> lock(optimizer.impl_->mutex);
+  return optimizer.impl_->engine->write(device, host, nbytes);
+}
+
+}  // namespace core
 
 }  // namespace adamas

@@ -37,7 +37,8 @@ Status status_of(rules::Refusal refusal) {
 
 }  // namespace
 
-Status Engine::open(std::unique_ptr<core::Engine>* engine) {
+Status Engine::open(const AdamConfig& config, std::unique_ptr<core::Engine>* engine) {
+  if (config.capturable) return bad("capturable must be False for parameters in CPU memory");
   *engine = std::make_unique<Engine>();
   return {};
 }

@@ -10,7 +10,8 @@ namespace adamas::cpu {
 
 class Engine final : public core::Engine {
  public:
-  static Status open(std::unique_ptr<core::Engine>* engine);
+  // Refuses an option that only devices have.
+  static Status open(const AdamConfig& config, std::unique_ptr<core::Engine>* engine);
 
   char* allocate_state(std::size_t nbytes) override;
   Status start(const AdamConfig& config, const std::vector<Tensor>& tensors,

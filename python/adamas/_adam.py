@@ -8,15 +8,10 @@ from typing import NoReturn as Never  # what typing calls it from Python 3.11 on
 from . import _core
 from . import _validation as validation
 from ._optimizer import Optimizer
+from ._state import STATE_FORMATS
 from .typing import LearningRate, Numerics, Params, RowPolicy, StateDtype, WeightDecay
 
 _MAX_THREADS = 4096
-
-_STATE_FORMATS: dict[str, _core.StateFormat] = {
-    "float32": _core.StateFormat.real,
-    "bfloat16": _core.StateFormat.bfloat16,
-    "int8": _core.StateFormat.int8,
-}
 
 
 def _row_policy(name: Any, lazy: bool) -> _core.RowPolicy:
@@ -217,7 +212,7 @@ class Adam(Optimizer):
         config.master_weights = validation.flag("master_weights", master_weights)
         if state_dtype is not None:
             name = validation.choice("state_dtype", state_dtype, get_args(StateDtype))
-            config.state_format = _STATE_FORMATS[name]
+            config.state_format = STATE_FORMATS[name]
         config.seed = validation.integer("seed", seed, minimum=0, maximum=2**64 - 1)
         if max_grad_norm is not None:
             config.max_grad_norm = validation.real("max_grad_norm", max_grad_norm, above=0.0)
@@ -231,7 +226,7 @@ class Adam(Optimizer):
             raise ValueError("use_amsgrad must not be True together with use_lazy or use_offload")
         if comm is not None:
             _check_comm(comm, config.use_amsgrad)
-        super().__init__(params, learning_rate, weight_decay, config, use_offload=offload)
+        super().__init__(params, learning_rate, weight_decay, config)
 
 
 class AdamWeightDecay(Optimizer):

@@ -28,8 +28,6 @@ class Optimizer:
         learning_rate: LearningRate,
         weight_decay: WeightDecay,
         config: _core.AdamConfig,
-        *,
-        use_offload: bool = False,
     ) -> None:
         book = RateBook()
         self._defaults = Defaults(
@@ -38,16 +36,11 @@ class Optimizer:
         )
         self._options, self._grouped = _groups.resolve(params, self._defaults, book)
         # Around the schedules and the native call that belong together.
-        self._is_locking = config.use_locking
         self._lock: AbstractContextManager[object] = nullcontext()
         if config.use_locking:
             add_lock(self)
-        self._is_on_device = any(option.parameter.is_on_device for option in self._options)
-        self._target: Target = "GPU" if self._is_on_device and not use_offload else "CPU"
         self._worker: ThreadPoolExecutor | None = None
         self._submitted: list[Future[None]] = []
-        if config.capturable and not self._is_on_device:
-            raise ValueError("capturable must be False for parameters in CPU memory")
         self._unique = True
 
         self._index = {id(option.parameter): i for i, option in enumerate(self._options)}
@@ -69,8 +62,10 @@ class Optimizer:
             gradient,
         )
         self._config = self._native.config  # what steps compute with
+        self._target: Target = "CPU" if self._native.device < 0 else "GPU"
         self._state = OptimizerState(self._native, self._options)
         self._native_step = self._native.step  # bound once: a step of a small model is microseconds
+        self._is_plain = not (config.use_locking or config.capturable)
         # A step that is being captured takes its rates from the device.
         self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._pairs))
         is_static = all(lr.constant and decay.constant for lr, decay in self._pairs)
@@ -137,27 +132,17 @@ class Optimizer:
         not made, and a later call says so instead of being made itself. Gradients that were made on
         another stream than that of the step must be kept until the step is done there.
         """
-        if self._is_on_device or stream is not None:
-            self._step_on_device(grads, stream)
-        elif self._is_locking:
-            with self._lock:
-                self._native_step(grads, self._static_rates or self._rates())
-        else:
+        if stream is None and self._is_plain:
             self._native_step(grads, self._static_rates or self._rates())
+        else:
+            self._ordered_step(grads, stream_number(stream))
         return True
 
-    def _step_on_device(self, grads: Sequence[Gradient], stream: Any) -> None:
-        number = None if stream is None else self._stream_number(stream)
-        if self._config.capturable and self._native.is_capturing(grads, number):
-            self._native.step_on_device(grads, self._rates_of_capture, number)
-            return
+    def _ordered_step(self, grads: Sequence[Gradient], stream: int | None) -> None:
         with self._lock:
-            self._native.step_on_device(grads, self._static_rates or self._rates(), number)
-
-    def _stream_number(self, stream: Any) -> int | None:
-        if not self._is_on_device:
-            raise ValueError("stream must be None for parameters in CPU memory")
-        return stream_number(stream)
+            is_captured = self._config.capturable and self._native.is_capturing(grads, stream)
+            rates = self._rates_of_capture if is_captured else self._rates()
+            self._native_step(grads, rates, stream)
 
     step = __call__
 
@@ -183,10 +168,10 @@ class Optimizer:
         RuntimeError
             If the optimizer is not ``capturable``.
         """
-        number = self._stream_number(stream) if stream is not None else 0
+        number = stream_number(stream) or 0
         with self._lock:
             rates = self._rates() if step is None else self._rates_at(step)
-            self._native.set_rates(rates, number or 0)
+            self._native.set_rates(rates, number)
 
     def begin_step(self) -> None:
         """Open a step that is made one parameter at a time, inside the backward pass.
@@ -224,8 +209,7 @@ class Optimizer:
         TypeError, ValueError, IndexError
             As a whole step does. Nothing has changed then, and the step stays open.
         """
-        number = None if stream is None else self._stream_number(stream)
-        self._native.apply(self._position(param), grad, number)
+        self._native.apply(self._position(param), grad, stream_number(stream))
 
     def submit(self, param: Parameter, grad: Gradient, *, stream: Any = None) -> None:
         """Start to update one parameter of the open step, and return; `end_step` waits for it.
@@ -242,7 +226,7 @@ class Optimizer:
             self.apply(param, grad, stream=stream)
             return
         position = self._position(param)
-        number = None if stream is None else self._stream_number(stream)
+        number = stream_number(stream)
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, thread_name_prefix="adamas")
         self._submitted.append(self._worker.submit(self._native.apply, position, grad, number))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ VERSION = 1
 
 _Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
-_STATE_DTYPES = {
-    _core.StateFormat.real: "float32",
-    _core.StateFormat.bfloat16: "bfloat16",
-    _core.StateFormat.int8: "int8",
+# What is called by its type: float32 (float64 for float64 parameters), as it is computed.
+_REAL = "float32"
+# By the name that users know.
+STATE_FORMATS = {
+    _REAL if member is _core.StateFormat.real else member.name: member
+    for member in _core.StateFormat
 }
 
 
@@ -134,23 +137,16 @@ def _description(
 
 
 def _options(config: _core.AdamConfig) -> dict[str, Any]:
-    """Return the options that decide the bits of later steps and must not change."""
-    return {
-        "numerics": config.numerics.name,
-        "beta1": config.beta1,
-        "beta2": config.beta2,
-        "eps": config.eps,
-        "use_nesterov": config.use_nesterov,
-        "use_amsgrad": config.use_amsgrad,
-        "decoupled_weight_decay": config.decoupled_weight_decay,
-        "bias_correction": config.bias_correction,
-        "row_policy": config.row_policy.name,
-        "max_grad_norm": config.max_grad_norm or None,
-        "skip_nonfinite": config.skip_nonfinite,
-        "state_dtype": _STATE_DTYPES[config.state_format],
-        "seed": config.seed,
-        "master_weights": config.master_weights,
-    }
+    """Return the options that decide the bits of later steps, by the names that users know."""
+    options: dict[str, Any] = {}
+    for name in _core.DECIDING_OPTIONS:
+        value = getattr(config, name)
+        options[name] = value.name if isinstance(value, Enum) else value
+    options["max_grad_norm"] = config.max_grad_norm or None
+    # Under its other name, in the same place.
+    names = {"state_format": "state_dtype"}
+    options["state_format"] = options["state_format"].replace("real", _REAL)
+    return {names.get(name, name): value for name, value in options.items()}
 
 
 # The checks

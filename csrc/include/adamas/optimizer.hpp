@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <optional>
 
@@ -32,7 +33,9 @@ enum class StateKind : std::uint8_t {
   scale1,    // StateFormat::int8: one byte for each block of moment1
   scale2,    // and of moment2
 };
-inline constexpr std::size_t kStateKinds = 7;
+inline constexpr const char* kStateKindNames[] = {"moment1",  "moment2", "vhat",  "master",
+                                                  "row_step", "scale1",  "scale2"};
+inline constexpr std::size_t kStateKinds = std::size(kStateKindNames);
 
 // The items of such an array.  uint16 and uint8 are moments in 16 and 8 bits, and scales.
 enum class ItemType : std::uint8_t { float32, float64, uint8, uint16, int64 };
@@ -75,6 +78,10 @@ struct ArrayCopy {
   void* data = nullptr;           // load() only reads it
   std::size_t nbytes = 0;         // exactly those of the array: StateLayout::nbytes()
 };
+
+namespace core {
+struct Internals;
+}
 
 class ADAMAS_API Optimizer {
  public:
@@ -150,20 +157,14 @@ class ADAMAS_API Optimizer {
   // AdamConfig::capturable: what steps in graphs use from here on, as far as `stream` goes.
   Status set_rates(Span<const Rates> rates, void* stream) noexcept;
 
-  // Whether the stream is being captured in a graph.
-  bool is_capturing(void* stream) const noexcept;
-
   // Where the state is.
   std::int32_t device() const noexcept;
-
-  // Copy between the device and the host, after all steps so far; wait until it is done.
-  Status read_device(const void* device, void* host, std::size_t nbytes) const noexcept;
-  Status write_device(void* device, const void* host, std::size_t nbytes) noexcept;
 
   // The threads that a large step uses.
   int num_threads() const noexcept;
 
  private:
+  friend struct core::Internals;
   struct ADAMAS_HIDDEN Impl;
   ADAMAS_HIDDEN explicit Optimizer(std::unique_ptr<Impl> impl) noexcept;
   std::unique_ptr<Impl> impl_;

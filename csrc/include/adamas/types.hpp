@@ -35,18 +35,22 @@ inline constexpr double kMaxLossScale = 0x1p126;
 // Where an array lies: in the host's memory, or on the CUDA device with this number (>= 0).
 inline constexpr std::int32_t kCpu = -1;
 
+// Of the enumerations below, the names of their values, by which Python knows them too.
+
 // What a step does with the rows of a parameter that a sparse gradient does not list.
 enum class RowPolicy : std::uint8_t {
   exact,     // they get the gradient zero: moments decay, and the row moves
   lazy,      // nothing: they are as if the step had not been
   catch_up,  // nothing now; their moments decay by all missed steps when they are listed next
 };
+inline constexpr const char* kRowPolicyNames[] = {"exact", "lazy", "catch_up"};
 
 // Where the bias correction stands, and what else MindSpore does in its own way: docs/NUMERICS.md.
 enum class Numerics : std::uint8_t {
   standard,   // Kingma and Ba, Algorithm 1: eps is added to the corrected root
   mindspore,  // the step size is corrected instead, as MindSpore's kernels do
 };
+inline constexpr const char* kNumericsNames[] = {"standard", "mindspore"};
 
 // How the moments are stored; the arithmetic stays in float32 (rules/low_precision.hpp).
 enum class StateFormat : std::uint8_t {
@@ -54,6 +58,8 @@ enum class StateFormat : std::uint8_t {
   bfloat16,  // stochastically rounded
   int8,      // 8-bit floats with a scale for each block of elements, stochastically rounded
 };
+inline constexpr const char* kStateFormatNames[] = {"real", "bfloat16", "int8"};
+inline constexpr std::size_t kStateFormats = std::size(kStateFormatNames);
 
 // The options of one optimizer, the same for all its parameters.
 struct AdamConfig {

@@ -1,4 +1,4 @@
-#include "bindings/device_gradients.hpp"
+#include "bindings/device_reader.hpp"
 
 #include <algorithm>
 #include <utility>
@@ -64,19 +64,26 @@ void view_rows(py::handle pair, const DeviceArray& parameter, RowIndices* rows, 
 
 }  // namespace
 
-const DeviceArray& DeviceReader::add(py::object array, std::string name, bool dense_only) {
-  const auto& known = array.cast<const DeviceArray&>();
-  parameters_.push_back({std::move(array), &known, std::move(name), dense_only});
-  return known;
+ParameterSpec DeviceReader::add(const PyParameter& parameter, std::vector<void*>* streams) {
+  const auto& array = parameter.array.cast<const DeviceArray&>();
+  parameters_.push_back({parameter.array, &array, parameter.name, parameter.centralize});
+  ParameterSpec spec;
+  spec.data = array.data();
+  spec.count = array.size();
+  spec.dtype = array.dtype();
+  set_shape(array.shape().data(), static_cast<py::ssize_t>(array.shape().size()), &spec);
+  spec.device = array.device();
+  if (array.stream() != nullptr) streams->push_back(array.stream());
+  return spec;
 }
 
-Queueing DeviceReader::queueing(std::optional<std::uintptr_t> stream, const Views& views) {
+Queueing DeviceReader::queueing(std::optional<std::uintptr_t> stream, const Views& views) const {
   void* const named = views.streams.empty() ? nullptr : views.streams.front();
   return {stream ? reinterpret_cast<void*>(*stream) : named,
           {views.streams.data(), views.streams.size()}};
 }
 
-void DeviceReader::read(const py::tuple& grads, Views& views) const {
+void DeviceReader::read(const py::tuple& grads, int, Views& views) const {
   views.grads.assign(size(), {});
   for (std::size_t i = 0; i < size(); ++i) {
     read_one(parameters_[i], i, PyTuple_GET_ITEM(grads.ptr(), static_cast<py::ssize_t>(i)), views,
@@ -117,10 +124,10 @@ void DeviceReader::read_one(const Parameter& parameter, std::size_t i, py::handl
       throw py::type_error(label + " could not be converted");
     }
   }
-  check_unmoved(i);
+  check_unchanged(i);
 }
 
-void DeviceReader::check_unmoved(std::size_t i) const {
+void DeviceReader::check_unchanged(std::size_t i) const {
   const Parameter& parameter = parameters_.at(i);
   if (!parameter.array->has_moved()) return;
   throw py::value_error("parameter '" + parameter.name + "' was moved in memory after the " +

@@ -1,4 +1,4 @@
-#include "bindings/gradients.hpp"
+#include "bindings/host_reader.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -49,12 +49,30 @@ struct Job {
 
 }  // namespace
 
-const BoundParameter& GradientReader::add(py::array array, std::string name, bool dense_only) {
-  dense_only_.push_back(dense_only);
-  return parameters_.emplace_back(std::move(array), std::move(name));
+ParameterSpec HostReader::add(const PyParameter& parameter, std::vector<void*>*) {
+  const BoundParameter& bound =
+      parameters_.emplace_back(parameter.array.cast<py::array>(), parameter.name);
+  dense_only_.push_back(parameter.centralize);
+  const py::array& array = bound.array();
+  ParameterSpec spec;
+  spec.data = bound.data();
+  spec.count = bound.count();
+  spec.dtype = bound.dtype();
+  set_shape(array.shape(), array.ndim(), &spec);
+  return spec;
 }
 
-void GradientReader::read(const py::tuple& grads, int threads, Views& views) const {
+std::vector<py::ssize_t> HostReader::shape(std::size_t i) const {
+  const py::array& array = parameters_.at(i).array();
+  return {array.shape(), array.shape() + array.ndim()};
+}
+
+Queueing HostReader::queueing(std::optional<std::uintptr_t> stream, const Views&) const {
+  if (stream) throw py::value_error("stream must be None for parameters in CPU memory");
+  return {};
+}
+
+void HostReader::read(const py::tuple& grads, int threads, Views& views) const {
   views.grads.resize(size());
   PyObject* const* items = reinterpret_cast<PyTupleObject*>(grads.ptr())->ob_item;
   if (view_all(items, threads, views.grads.data())) return;
@@ -65,8 +83,8 @@ void GradientReader::read(const py::tuple& grads, int threads, Views& views) con
   for (const BoundParameter& parameter : parameters_) parameter.check_unchanged();
 }
 
-void GradientReader::read(std::size_t i, py::handle grad, Views& views) const {
-  const BoundParameter& one = parameter(i);
+void HostReader::read(std::size_t i, py::handle grad, Views& views) const {
+  const BoundParameter& one = parameters_.at(i);
   views.grads.resize(1);
   PyObject* item = grad.ptr();
   if (BoundParameter::view(&one, &item, 1, views.grads.data())) return;
@@ -76,7 +94,7 @@ void GradientReader::read(std::size_t i, py::handle grad, Views& views) const {
 
 // False if a gradient needs to be converted, whose `values` are then null, or if a parameter has
 // changed.  The caller holds the GIL for all threads, which only read.
-bool GradientReader::view_all(PyObject* const* grads, int threads, Gradient* gradients) const {
+bool HostReader::view_all(PyObject* const* grads, int threads, Gradient* gradients) const {
   Job job{parameters_.data(), grads, size(), gradients};
   const std::size_t parts = (size() + kPart - 1) / kPart;
   cpu::PoolLease pool(parts < 2 ? 1 : threads);
@@ -88,8 +106,7 @@ bool GradientReader::view_all(PyObject* const* grads, int threads, Gradient* gra
   return job.viewed_all.load(std::memory_order_relaxed);
 }
 
-void GradientReader::convert(std::size_t i, py::handle grad, Views& views,
-                             Gradient* gradient) const {
+void HostReader::convert(std::size_t i, py::handle grad, Views& views, Gradient* gradient) const {
   const BoundParameter& parameter = parameters_[i];
   if (parameter.view(grad, gradient)) return;  // of a type that only its name tells
   const std::string label =

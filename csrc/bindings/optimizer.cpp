@@ -1,0 +1,249 @@
+#include "bindings/optimizer.hpp"
+
+#include <pybind11/stl.h>
+#include <unistd.h>
+
+#include <string>
+
+#include "bindings/device_array.hpp"
+#include "bindings/dtypes.hpp"
+#include "bindings/register.hpp"
+#include "core/internals.hpp"
+
+namespace py = pybind11;
+
+namespace adamas::bindings {
+namespace {
+
+constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+
+// Calls a function of the core without Python's global lock.
+//
+// While the interpreter shuts down, taking the lock again ends a daemon thread, before Python 3.14
+// by unwinding its stack.  A stack with noexcept functions can't be unwound, so the thread is
+// parked instead, as 3.14 does.
+template <class Function>
+Status without_gil(Function function) {
+  PyThreadState* const state = PyEval_SaveThread();
+  const Status status = function();
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) ::pause();
+  }
+  return status;
+}
+
+// The scratch memory of a call, kept for the next.  A call beside another gets memory of its own.
+class ViewsLease {
+ public:
+  explicit ViewsLease(std::atomic<Views*>& idle) : idle_(idle), views_(idle.exchange(nullptr)) {
+    if (!views_) views_ = std::make_unique<Views>();
+  }
+  ~ViewsLease() {
+    views_->converted.clear();
+    views_->rows.clear();
+    views_->streams.clear();
+    delete idle_.exchange(views_.release());
+  }
+  ViewsLease(const ViewsLease&) = delete;
+  ViewsLease& operator=(const ViewsLease&) = delete;
+
+  Views& operator*() const { return *views_; }
+  Span<const Gradient> grads() const { return {views_->grads.data(), views_->grads.size()}; }
+
+ private:
+  std::atomic<Views*>& idle_;
+  std::unique_ptr<Views> views_;
+};
+
+// A tuple holds its items while the GIL is released; a list could be changed by another thread.
+py::tuple as_tuple(py::handle grads) {
+  if (PyTuple_Check(grads.ptr())) return py::reinterpret_borrow<py::tuple>(grads);
+  if (PyList_Check(grads.ptr())) {
+    return py::reinterpret_steal<py::tuple>(PyList_AsTuple(grads.ptr()));
+  }
+  throw py::type_error("grads must be a tuple or list with one gradient for each parameter, got " +
+                       std::string(Py_TYPE(grads.ptr())->tp_name));
+}
+
+// Whether the items are floats in fewer bits, or their scales.
+bool is_encoded(const StateLayout& layout) {
+  return layout.type == ItemType::uint8 || layout.type == ItemType::uint16;
+}
+
+}  // namespace
+
+PyRates::PyRates(const std::vector<std::pair<double, double>>& pairs) {
+  list.reserve(pairs.size());
+  for (const auto& [learning_rate, weight_decay] : pairs) {
+    list.push_back({learning_rate, weight_decay});
+  }
+}
+
+PyOptimizer::PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
+                         const py::function& convert)
+    : reader_(make_reader(parameters, convert)) {
+  std::vector<ParameterSpec> specs;
+  std::vector<void*> streams;
+  for (const PyParameter& parameter : parameters) {
+    specs.push_back(reader_->add(parameter, &streams));
+    specs.back().rates = parameter.rates;
+    specs.back().centralize = parameter.centralize;
+  }
+  raise(Optimizer::create(config, specs, &native_, streams));
+}
+
+void PyOptimizer::step(py::handle grads, const PyRates& rates,
+                       std::optional<std::uintptr_t> stream) {
+  const py::tuple list = as_tuple(grads);
+  check_count(list);
+  const ViewsLease views(idle_views_);
+  reader_->read(list, native_->num_threads(), *views);
+  const Queueing queueing = reader_->queueing(stream, *views);
+  raise(without_gil([&] { return native_->step(views.grads(), rates.list, queueing); }));
+}
+
+void PyOptimizer::begin_step(const PyRates& rates) {
+  raise(without_gil([&] { return native_->begin_step(rates.list); }));
+}
+
+void PyOptimizer::apply(std::size_t i, py::handle grad, std::optional<std::uintptr_t> stream) {
+  const ViewsLease views(idle_views_);
+  reader_->read(i, grad, *views);
+  const Queueing queueing = reader_->queueing(stream, *views);
+  raise(without_gil([&] { return native_->apply(i, views.grads()[0], queueing); }));
+}
+
+void PyOptimizer::end_step() {
+  raise(without_gil([&] { return native_->end_step(); }));
+}
+
+void PyOptimizer::cancel_step() {
+  raise(without_gil([&] { return native_->cancel_step(); }));
+}
+
+void PyOptimizer::set_rates(const PyRates& rates, std::uintptr_t stream) {
+  raise(
+      without_gil([&] { return native_->set_rates(rates.list, reinterpret_cast<void*>(stream)); }));
+}
+
+bool PyOptimizer::is_capturing(py::handle grads, std::optional<std::uintptr_t> stream) const {
+  Views views;
+  if (!stream) reader_->find_streams(as_tuple(grads), &views.streams);
+  return core::Internals::is_capturing(*native_, reader_->queueing(stream, views).stream);
+}
+
+void PyOptimizer::set_loss_scale(double loss_scale) {
+  raise(without_gil([&] { return native_->set_loss_scale(loss_scale); }));
+}
+
+void PyOptimizer::set_global_step(std::int64_t step) {
+  raise(without_gil([&] { return native_->set_global_step(step); }));
+}
+
+py::object PyOptimizer::state(StateKind kind, std::size_t i, const py::object& self) const {
+  const StateLayout layout = native_->layout(kind, i);
+  if (!layout.is_kept) return py::none();
+  const std::vector<py::ssize_t> shape = shape_of(layout, i);
+  if (kind <= StateKind::moment2 && is_encoded(layout)) return decoded(kind, i, shape);
+  const py::dtype dtype = dtype_of(layout.type);
+  void* data = native_->state(kind, i);
+  if (data == nullptr) return py::array(dtype, shape);  // empty
+  if (native_->device() == kCpu) return py::array(dtype, shape, data, self);
+  return py::cast(DeviceArray(data, shape, dtype, native_->device(), self));
+}
+
+py::array PyOptimizer::stored(StateKind kind, std::size_t i, const py::object& self) const {
+  const StateLayout layout = native_->layout(kind, i);
+  if (!is_encoded(layout)) throw py::value_error("there is no such state in a stored format");
+  const py::dtype dtype = dtype_of(layout.type);
+  void* data = native_->state(kind, i);
+  if (data == nullptr) return py::array(dtype, layout.count);
+  if (native_->device() == kCpu) return py::array(dtype, {layout.count}, data, self);
+  py::array copy(dtype, layout.count);
+  read_device(data, copy);
+  return copy;
+}
+
+std::map<StateKind, std::pair<py::tuple, py::dtype>> PyOptimizer::layout(std::size_t i) const {
+  std::map<StateKind, std::pair<py::tuple, py::dtype>> kept;
+  for (std::size_t k = 0; k < kStateKinds; ++k) {
+    const auto kind = static_cast<StateKind>(k);
+    const StateLayout layout = native_->layout(kind, i);
+    if (!layout.is_kept) continue;
+    kept[kind] = {py::tuple(py::cast(shape_of(layout, i))), dtype_of(layout.type)};
+  }
+  return kept;
+}
+
+void PyOptimizer::read_device(const void* device, py::array& host) const {
+  void* target = host.mutable_data();
+  const auto nbytes = static_cast<std::size_t>(host.nbytes());
+  raise(
+      without_gil([&] { return core::Internals::read_device(*native_, device, target, nbytes); }));
+}
+
+void PyOptimizer::write_device(void* device, const py::array& host) {
+  const void* source = host.data();
+  const auto nbytes = static_cast<std::size_t>(host.nbytes());
+  raise(
+      without_gil([&] { return core::Internals::write_device(*native_, device, source, nbytes); }));
+}
+
+Counters PyOptimizer::save(const std::vector<PyArrayCopy>& to) const {
+  const std::vector<ArrayCopy> copies = views(to, py::array::c_style | kWriteable);
+  Counters counters;
+  raise(without_gil([&] { return native_->save(copies, &counters); }));
+  return counters;
+}
+
+void PyOptimizer::load(const std::vector<PyArrayCopy>& from, const Counters& counters) {
+  const std::vector<ArrayCopy> copies = views(from, py::array::c_style);
+  raise(without_gil([&] { return native_->load(copies, counters); }));
+}
+
+// Of an array of state of parameter i.
+std::vector<py::ssize_t> PyOptimizer::shape_of(const StateLayout& layout, std::size_t i) const {
+  if (layout.is_like_parameter) return reader_->shape(i);
+  return {static_cast<py::ssize_t>(layout.count)};
+}
+
+void PyOptimizer::check_count(const py::tuple& grads) const {
+  if (grads.size() == reader_->size()) return;
+  throw py::value_error("grads must hold one gradient for each of the " +
+                        std::to_string(reader_->size()) + " parameters, got " +
+                        std::to_string(grads.size()));
+}
+
+// Views arrays that have all of `flags`; the core looks at their sizes.
+std::vector<ArrayCopy> PyOptimizer::views(const std::vector<PyArrayCopy>& arrays, int flags) const {
+  std::vector<ArrayCopy> copies;
+  for (const auto& [i, kind, array] : arrays) {
+    if ((array.flags() & flags) != flags) {
+      throw py::value_error("an array to copy must be C-contiguous, and writable to be saved to");
+    }
+    if (!kind) reader_->check_unchanged(i);
+    copies.push_back(
+        {i, kind, const_cast<void*>(array.data()), static_cast<std::size_t>(array.nbytes())});
+  }
+  return copies;
+}
+
+// A read-only float32 copy of a moment that is stored in another format.
+py::array PyOptimizer::decoded(StateKind kind, std::size_t i,
+                               const std::vector<py::ssize_t>& shape) const {
+  py::array_t<float> values(shape);
+  float* target = values.mutable_data();
+  raise(without_gil([&] { return native_->decode_moment(kind, i, target); }));
+  values.attr("flags").attr("writeable") = false;
+  return values;
+}
+
+// Names the parameter that a status speaks of.
+void PyOptimizer::raise(const Status& status) const {
+  if (status.index() < 0) return raise_if_error(status);
+  raise_if_error(status, ": '" + reader_->name(static_cast<std::size_t>(status.index())) + "'");
+}
+
+}  // namespace adamas::bindings

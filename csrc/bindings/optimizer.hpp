@@ -1,0 +1,82 @@
+// adamas._core.Optimizer: the C++ optimizer with Python objects around it.
+#pragma once
+
+#include <pybind11/numpy.h>
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "adamas/optimizer.hpp"
+#include "bindings/reader.hpp"
+
+namespace adamas::bindings {
+
+// The learning rates and weight decays of one step, ready for the core.
+struct PyRates {
+  std::vector<Rates> list;
+
+  explicit PyRates(const std::vector<std::pair<double, double>>& pairs);
+};
+
+// A parameter's position, a kind of state or None for the parameter itself, and the array that it
+// is copied to or from.
+using PyArrayCopy = std::tuple<std::size_t, std::optional<StateKind>, pybind11::array>;
+
+// Calls run without Python's global lock, and raise what a Status says, naming the parameter.
+class PyOptimizer {
+ public:
+  // `convert` is that of make_reader().
+  PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
+              const pybind11::function& convert);
+  ~PyOptimizer() { delete idle_views_.load(); }
+  PyOptimizer(const PyOptimizer&) = delete;
+  PyOptimizer& operator=(const PyOptimizer&) = delete;
+
+  void step(pybind11::handle grads, const PyRates& rates, std::optional<std::uintptr_t> stream);
+  void begin_step(const PyRates& rates);
+  void apply(std::size_t i, pybind11::handle grad, std::optional<std::uintptr_t> stream);
+  void end_step();
+  void cancel_step();
+
+  void set_rates(const PyRates& rates, std::uintptr_t stream);
+  // Whether the stream that a step with these gradients would be queued on is being captured.
+  bool is_capturing(pybind11::handle grads, std::optional<std::uintptr_t> stream) const;
+
+  void set_loss_scale(double loss_scale);
+  void set_global_step(std::int64_t step);
+
+  // The state of parameter i as an array that keeps `self`, this object, alive, or None.
+  pybind11::object state(StateKind kind, std::size_t i, const pybind11::object& self) const;
+  // The memory of a moment or of its scales in its stored format, as unsigned integers.
+  pybind11::array stored(StateKind kind, std::size_t i, const pybind11::object& self) const;
+  // The shape and type of each array that is kept for parameter i.
+  std::map<StateKind, std::pair<pybind11::tuple, pybind11::dtype>> layout(std::size_t i) const;
+
+  // Copies between the device and an array of the host, after the last step.
+  void read_device(const void* device, pybind11::array& host) const;
+  void write_device(void* device, const pybind11::array& host);
+
+  Counters save(const std::vector<PyArrayCopy>& to) const;
+  void load(const std::vector<PyArrayCopy>& from, const Counters& counters);
+
+  const Optimizer& native() const { return *native_; }
+
+ private:
+  void check_count(const pybind11::tuple& grads) const;
+  std::vector<pybind11::ssize_t> shape_of(const StateLayout& layout, std::size_t i) const;
+  std::vector<ArrayCopy> views(const std::vector<PyArrayCopy>& arrays, int flags) const;
+  pybind11::array decoded(StateKind kind, std::size_t i,
+                          const std::vector<pybind11::ssize_t>& shape) const;
+  void raise(const Status& status) const;
+
+  std::unique_ptr<Reader> reader_;
+  std::unique_ptr<Optimizer> native_;
+  std::atomic<Views*> idle_views_{nullptr};
+};
+
+}  // namespace adamas::bindings

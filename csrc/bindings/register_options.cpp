@@ -1,0 +1,58 @@
+// The options of an optimizer, the enumerations that they and calls use, and its counters.
+#include <pybind11/native_enum.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "adamas/optimizer.hpp"
+#include "bindings/register.hpp"
+#include "core/options.hpp"
+#include "rules/mindspore.hpp"
+
+namespace py = pybind11;
+
+namespace adamas::bindings {
+namespace {
+
+template <class Enum, std::size_t count>
+void add_enum(py::module_& module, const char* name, const char* const (&values)[count]) {
+  py::native_enum<Enum> added(module, name, "enum.Enum");
+  for (std::size_t k = 0; k < count; ++k) added.value(values[k], static_cast<Enum>(k));
+  added.finalize();
+}
+
+// Which options must stay as they are for later steps to have the same bits.
+std::vector<std::string> deciding_options() {
+  std::vector<std::string> names;
+#define ADAMAS_ADD(name, decides) \
+  if (decides) names.emplace_back(#name);
+  ADAMAS_OPTIONS(ADAMAS_ADD)
+#undef ADAMAS_ADD
+  return names;
+}
+
+}  // namespace
+
+void register_options(py::module_& module) {
+  add_enum<Numerics>(module, "Numerics", kNumericsNames);
+  add_enum<StateKind>(module, "StateKind", kStateKindNames);
+  add_enum<RowPolicy>(module, "RowPolicy", kRowPolicyNames);
+  add_enum<StateFormat>(module, "StateFormat", kStateFormatNames);
+  py::class_<AdamConfig> config(module, "AdamConfig");
+  config.def(py::init<>())
+      .def("used_learning_rate", &rules::used_learning_rate, py::arg("learning_rate"));
+#define ADAMAS_BIND(name, decides) config.def_readwrite(#name, &AdamConfig::name);
+  ADAMAS_OPTIONS(ADAMAS_BIND)
+#undef ADAMAS_BIND
+  module.attr("DECIDING_OPTIONS") = py::tuple(py::cast(deciding_options()));
+  py::class_<Counters>(module, "Counters")
+      .def(py::init<>())
+      .def_readwrite("global_step", &Counters::global_step)
+      .def_readwrite("skipped_steps", &Counters::skipped_steps)
+      .def_readwrite("loss_scale", &Counters::loss_scale)
+      .def_readwrite("last_grad_norm", &Counters::last_grad_norm)
+      .def_readwrite("last_step_skipped", &Counters::last_step_skipped);
+}
+
+}  // namespace adamas::bindings
