@@ -18,7 +18,6 @@
 #include "bindings/dtypes.hpp"
 #include "bindings/gradients.hpp"
 #include "bindings/register.hpp"
-#include "rules/mindspore.hpp"
 
 namespace py = pybind11;
 
@@ -410,8 +409,7 @@ void register_optimizer(py::module_& module) {
       .def_readwrite("max_grad_norm", &AdamConfig::max_grad_norm)
       .def_readwrite("num_threads", &AdamConfig::num_threads)
       .def_readwrite("capturable", &AdamConfig::capturable)
-      .def_readwrite("use_offload", &AdamConfig::use_offload)
-      .def("used_learning_rate", &rules::used_learning_rate, py::arg("learning_rate"));
+      .def_readwrite("use_offload", &AdamConfig::use_offload);
   py::class_<Counters>(module, "Counters")
       .def(py::init<>())
       .def_readwrite("global_step", &Counters::global_step)
@@ -474,6 +472,12 @@ void register_optimizer(py::module_& module) {
           py::arg("index"))
       .def_property_readonly("config",
                              [](const PyOptimizer& self) { return self.optimizer().config(); })
+      .def(
+          "used_learning_rate",
+          [](const PyOptimizer& self, double learning_rate) {
+            return self.optimizer().used_learning_rate(learning_rate);
+          },
+          py::arg("learning_rate"))
       .def("save", &PyOptimizer::save, py::arg("to"))
       .def("load", &PyOptimizer::load, py::arg("from_"), py::arg("counters"))
       .def_property(
