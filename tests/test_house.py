@@ -18,14 +18,13 @@ MAY_INCLUDE = {
     "cuda": {"adamas", "rules", "core", "cpu"},
     "engines": {"adamas", "core", "cpu", "cuda"},
     "c": {"adamas", "core"},
-    "bindings": {"adamas", "rules", "core", "cpu"},
+    "bindings": {"adamas", "core", "cpu"},
 }
 # The bindings and the C API know these headers of the inside and no more.
 SEEN_FROM_OUTSIDE = {
     "core/internals.hpp",
     "core/options.hpp",
     "cpu/thread_pool.hpp",
-    "rules/mindspore.hpp",
 }
 # Kernels are compiled by nvcc, and need the rules and each other only.
 SEEN_BY_KERNELS = ("adamas/", "rules/", "cuda/kernels/", "cuda/device/api.hpp")

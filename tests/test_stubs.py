@@ -18,7 +18,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 import adamas
-from adamas import _state, _core
+from adamas import _core, _state
 from helpers import run_python
 
 HOME = Path(adamas.__file__).resolve().parent

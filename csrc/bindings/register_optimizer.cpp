@@ -74,6 +74,12 @@ void register_optimizer(py::module_& module) {
           py::arg("index"))
       .def_property_readonly("config",
                              [](const PyOptimizer& self) { return self.native().config(); })
+      .def(
+          "used_learning_rate",
+          [](const PyOptimizer& self, double learning_rate) {
+            return self.native().used_learning_rate(learning_rate);
+          },
+          py::arg("learning_rate"))
       .def("save", &PyOptimizer::save, py::arg("to"))
       .def("load", &PyOptimizer::load, py::arg("from_"), py::arg("counters"))
       .def_property(

@@ -8,7 +8,6 @@
 #include "adamas/optimizer.hpp"
 #include "bindings/register.hpp"
 #include "core/options.hpp"
-#include "rules/mindspore.hpp"
 
 namespace py = pybind11;
 
@@ -40,8 +39,7 @@ void register_options(py::module_& module) {
   add_enum<RowPolicy>(module, "RowPolicy", kRowPolicyNames);
   add_enum<StateFormat>(module, "StateFormat", kStateFormatNames);
   py::class_<AdamConfig> config(module, "AdamConfig");
-  config.def(py::init<>())
-      .def("used_learning_rate", &rules::used_learning_rate, py::arg("learning_rate"));
+  config.def(py::init<>());
 #define ADAMAS_BIND(name, decides) config.def_readwrite(#name, &AdamConfig::name);
   ADAMAS_OPTIONS(ADAMAS_BIND)
 #undef ADAMAS_BIND

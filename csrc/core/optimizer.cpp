@@ -186,6 +186,10 @@ AdamConfig Optimizer::config() const noexcept {
   return impl_->config;
 }
 
+double Optimizer::used_learning_rate(double learning_rate) const noexcept {
+  return rules::used_learning_rate(impl_->config, learning_rate);
+}
+
 bool Optimizer::centralizes(std::size_t i) const noexcept {
   const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
   return i < tensors.size() && tensors[i].spec.centralize;

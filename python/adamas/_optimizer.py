@@ -72,7 +72,7 @@ class Optimizer:
         self._static_rates = self._rates_at(0) if is_static else None
 
     def _lr_at(self, rate: Rate, step: int) -> float:
-        return self._config.used_learning_rate(rate.at(step))
+        return self._native.used_learning_rate(rate.at(step))
 
     def _rates_at(self, step: int) -> _core.Rates:
         """Ask each distinct learning rate and weight decay once."""

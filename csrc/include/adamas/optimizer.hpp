@@ -120,8 +120,9 @@ class ADAMAS_API Optimizer {
   std::int64_t skipped_steps() const noexcept;
   double last_grad_norm() const noexcept;
 
-  // The options that steps compute with, which the numerics may have rounded.
+  // The options and learning rates that steps compute with, which the numerics may have rounded.
   AdamConfig config() const noexcept;
+  double used_learning_rate(double learning_rate) const noexcept;
 
   // Whether the row means of parameter i's gradients are subtracted.
   bool centralizes(std::size_t i) const noexcept;
