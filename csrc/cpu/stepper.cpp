@@ -404,7 +404,7 @@ void Stepper::catch_up(const Run& run, std::int64_t row) noexcept {
   // Powers of the betas as the rule multiplies with them.
   const auto beta_power = [&](double beta) {
     const bool is_float32 = run.tensor->real == DType::float32;
-    return rules::power(is_float32 ? static_cast<double>(static_cast<float>(beta)) : beta, missed);
+    return rules::power(is_float32 ? rules::as_float32(beta) : beta, missed);
   };
   decay_moments(*kernels_, run, beta_power(config_.beta1), beta_power(config_.beta2));
 }

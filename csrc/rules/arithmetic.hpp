@@ -61,6 +61,17 @@ ADAMAS_RULE double divide(double a, double b) {
 #endif
 }
 
+// The float32 that a number rounds to.  Volatile, because g++ 12 at -O2 makes vectors of two such
+// roundings and then leaves them out.
+ADAMAS_RULE double as_float32(double value) {
+#if defined(__CUDA_ARCH__)
+  return static_cast<double>(static_cast<float>(value));
+#else
+  const volatile float rounded = static_cast<float>(value);
+  return static_cast<double>(rounded);
+#endif
+}
+
 // The larger value; a candidate that is NaN is not taken (as MindSpore does, and x86's max).
 template <class Real>
 ADAMAS_RULE Real larger(Real candidate, Real current) {

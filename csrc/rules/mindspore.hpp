@@ -19,14 +19,7 @@ ADAMAS_RULE bool is_mindspore(const AdamConfig& config) {
 }
 
 // MindSpore keeps hyper-parameters and learning rates in float32 tensors and derives the rest, such
-// as 1 - beta1, from those.  What float32 can't hold becomes zero or infinite, for the checks of
-// the core to find.
-//
-// Volatile, because g++ 12 at -O2 makes vectors of two such roundings and then leaves them out.
-ADAMAS_RULE double as_float32(double value) {
-  const volatile float rounded = static_cast<float>(value);
-  return static_cast<double>(rounded);
-}
+// as 1 - beta1, from those.  What float32 can't hold becomes zero or infinite, and is refused.
 
 // The options that steps compute with.
 ADAMAS_RULE AdamConfig used_config(AdamConfig config) {

@@ -292,8 +292,9 @@ struct Table {
         args.step.control == nullptr ? args.step.step : args.step.control->step;
     const std::int64_t missed = step - 1 - tensor.row_steps[row];
     if (missed <= 0) return;
-    piece->decay1 = rules::power(static_cast<double>(static_cast<Real>(args.beta1)), missed);
-    piece->decay2 = rules::power(static_cast<double>(static_cast<Real>(args.beta2)), missed);
+    constexpr bool kIsFloat32 = sizeof(Real) == sizeof(float);
+    piece->decay1 = rules::power(kIsFloat32 ? rules::as_float32(args.beta1) : args.beta1, missed);
+    piece->decay2 = rules::power(kIsFloat32 ? rules::as_float32(args.beta2) : args.beta2, missed);
   }
 };
 
