@@ -19,7 +19,8 @@ ADAMAS_RULE bool is_mindspore(const AdamConfig& config) {
 }
 
 // MindSpore keeps hyper-parameters and learning rates in float32 tensors and derives the rest, such
-// as 1 - beta1, from those.  What float32 can't hold becomes zero or infinite, and is refused.
+// as 1 - beta1, from those.  What float32 can't hold becomes zero or infinite, for the checks of
+// the core to find.
 
 // The options that steps compute with.
 ADAMAS_RULE AdamConfig used_config(AdamConfig config) {
