@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ import adamas
 from adamas import _core
 
 LINE = 64
-THREADS = (1, 2, 3, 7)
 ISAS = tuple(_core.isas_supported())
 KINDS = ("mild", "huge", "any")
+PATIENCE = 600  # seconds until a thread or a process counts as stuck, on any machine
 
 
 def bits(array):
@@ -200,10 +201,32 @@ def widened(array):
         return array.astype(np.float32)
 
 
-# Processes
+# Threads and processes
 
 
-def run_python(*arguments, timeout=120, **environment):
+def run_threads(*functions):
+    """Start all at the same moment; fail if one raises or is stuck."""
+    failures = []
+    barrier = threading.Barrier(len(functions))
+
+    def guarded(function):
+        try:
+            barrier.wait(PATIENCE)
+            function()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(f,), daemon=True) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in threads), "a thread is stuck"
+    if failures:
+        raise failures[0]
+
+
+def run_python(*arguments, timeout=PATIENCE, **environment):
     """Run Python in a new process that finds the same adamas; return the finished process."""
     home = str(Path(adamas.__file__).parent.parent)
     path = os.pathsep.join([home, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)

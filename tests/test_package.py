@@ -30,6 +30,8 @@ STEPS, ROWS, LENGTH, BIAS, ENTRIES = 5, 50, 64, 33, 20
 WAYS = ("shared", "static", "python")
 PROGRAMS = ("cpp_example", "c_example", "fragments")
 
+pytestmark = pytest.mark.xdist_group("package")
+
 
 def run(*command, **options):
     done = subprocess.run(

@@ -3,8 +3,6 @@
 After a refusal the next correct call has the bits of that of an optimizer that was never asked.
 """
 
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -18,8 +16,10 @@ from helpers import (
     parameters,
     replaced,
     row_tensor,
+    run_python,
     values,
 )
+from rules import every_numerics
 
 SHAPES = ((6, 3), (4, 3), (7,), (5, 2, 1, 3))  # a row is never longer than a parameter
 POSITIONS = range(len(SHAPES))
@@ -310,7 +310,7 @@ def test_a_wrong_number_of_gradients(count, options):
 
 
 @every_position
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_policy
 def test_a_parameter_without_axes(policy, position):
     shapes = replaced(list(SHAPES), position, ())
     rng = np.random.default_rng(32)
@@ -339,8 +339,8 @@ def test_a_parameter_without_axes(policy, position):
 
 
 @every_position
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_numerics
+@every_policy
 def test_a_parameter_with_grad_centralization(policy, numerics, position):
     """Of one and two axes too, where the option has no effect on dense gradients."""
 
@@ -452,15 +452,9 @@ RACE = """
 """
 
 
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_policy
 def test_indices_that_another_thread_changes_never_crash(policy):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RACE), policy],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python("-c", textwrap.dedent(RACE), policy)
     assert done.returncode == 0, done.stderr
 
 
