@@ -38,7 +38,7 @@ demo: .venv/installed-demo
 	$(BIN)/python examples/train_lenet.py
 
 # Several processes; with -n0 in PYTEST_ARGS one, for a debugger.
-PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test: .venv/installed-test
 	$(PYTEST) $(PYTEST_ARGS)

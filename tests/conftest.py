@@ -4,7 +4,6 @@ With pytest-xdist (`make test`) the tests run in several processes, the workers:
 has counted is added up, and what is costly to make is made once for all.
 """
 
-import fcntl
 import gc
 import os
 import tempfile
@@ -16,6 +15,7 @@ import pytest
 
 import emulation
 from adamas import _core
+from helpers import once
 
 # No test depends on the speed of the machine.
 hypothesis.settings.register_profile(
@@ -97,11 +97,8 @@ def emulated_device(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # that of all workers
-    with (folder / "emulated_device.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        library = emulation.compiled(folder)
-    emulation.load(library)
-    return emulation.emulator()
+    once(folder, lambda: emulation.compile_in(folder))
+    return emulation.load_from(folder)
 
 
 @pytest.fixture

@@ -21,29 +21,27 @@ from adamas import _core
 from helpers import Arena, bits
 
 ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = "libadamas_cuda_emulated.so"
 _in_use = []
 
 
-def compiled(folder):
-    """Compile the device library, unless it is there; return its path."""
-    target = Path(folder) / "libadamas_cuda_emulated.so"
-    if target.exists():
-        return target
+def compile_in(folder):
+    """Compile the device library in a folder."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("no C++ compiler for the emulated device")
     flags = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno")
     source = ROOT / "csrc/cuda/device/emulated.cpp"
     sources = ("-I", ROOT / "csrc", "-I", ROOT / "csrc/include", source)
+    target = folder / LIBRARY
     command = [compiler, *flags, "-shared", "-fPIC", "-fvisibility=hidden", *sources, "-o", target]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return target
 
 
-def load(path):
-    """Load the device library into adamas."""
-    library = ctypes.CDLL(str(path))
+def load_from(folder):
+    """Load the device library into adamas, and return it."""
+    library = ctypes.CDLL(str(folder / LIBRARY))
     for name in ("calls", "launches", "allocations"):
         getattr(library, f"adamas_emulated_{name}").restype = ctypes.c_int64
     library.adamas_emulated_fail_at.argtypes = [ctypes.c_int64]
@@ -52,8 +50,9 @@ def load(path):
     for name in ("begin_capture", "replay"):
         getattr(library, f"adamas_emulated_{name}").restype = ctypes.c_int64
     library.adamas_emulated_replay.argtypes = [ctypes.c_int64]
-    _core.load_cuda_library(str(path))
+    _core.load_cuda_library(str(folder / LIBRARY))
     _in_use.append(library)
+    return library
 
 
 def emulator():

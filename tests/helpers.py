@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -224,6 +225,19 @@ def run_threads(*functions):
     assert not any(thread.is_alive() for thread in threads), "a thread is stuck"
     if failures:
         raise failures[0]
+
+
+def once(folder, make):
+    """Call make() in the first process of a run of the tests; the others wait until it is done."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "made_by").open("a+") as made_by:
+        fcntl.flock(made_by, fcntl.LOCK_EX)
+        made_by.seek(0)
+        if made_by.read() != run:
+            make()
+            made_by.truncate(0)
+            made_by.write(run)
 
 
 def run_python(*arguments, timeout=PATIENCE, **environment):

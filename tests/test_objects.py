@@ -25,7 +25,6 @@ C_LIBRARY = {"memset", "memcpy", "memmove", "memcmp", "__stack_chk_fail", "_GLOB
 needs_x86 = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="registers and instructions of x86-64"
 )
-pytestmark = pytest.mark.xdist_group("objects")
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
 
