@@ -1,7 +1,8 @@
 # The developer's commands.  Each makes .venv in this folder and installs what it needs there.
 #
 #   make demo    train LeNet-5 on handwritten digits and draw the curves (lenet.png)
-#   make test    the whole test suite; PYTEST_ARGS="-k identity" runs a part of it
+#   make test    the test suite; PYTEST_ARGS="-k identity" runs a part of it
+#   make test-long   what takes long besides: all combinations of the grids, 300 killed processes
 #   make lint    ruff, mypy and clang-format; changes nothing
 #   make bench   the step against the limit of the memory and the peers that are installed
 #   make bench-guard   the main rows again, against those stored in bench/results
@@ -31,13 +32,19 @@ define build_cpp_tests
 endef
 run_cpp_tests = $(FIXED_ADDRESSES) $(BIN)/ctest --test-dir $(1) --verbose
 
-.PHONY: demo test lint format bench bench-guard tsan asan wheel docs clean
+.PHONY: demo test test-long lint format bench bench-guard tsan asan wheel docs clean
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/train_lenet.py
 
+# Several processes; with -n0 in PYTEST_ARGS one, for a debugger.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: .venv/installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-long: .venv/installed-test
+	$(PYTEST) -m long $(PYTEST_ARGS)
 
 bench: .venv/installed-bench
 	$(BIN)/python bench/run.py $(BENCH_ARGS)

@@ -1,8 +1,8 @@
 """A CUDA device without a GPU: the backend's device library over host memory, and arrays on it.
 
-The library is compiled for the tests from csrc/cuda/device/emulated.cpp, unless the environment
-variable ADAMAS_EMULATED_CUDA names it.  Arrays on the emulated device are NumPy arrays that only
-say where they are by ``__cuda_array_interface__`` or DLPack, as those of CuPy and torch do.
+The fixture ``emulated_device`` compiles the library from csrc/cuda/device/emulated.cpp and loads
+it.  Arrays on the emulated device are NumPy arrays that only say where they are by
+``__cuda_array_interface__`` or DLPack, as those of CuPy and torch do.
 """
 
 from __future__ import annotations
@@ -11,46 +11,37 @@ import ctypes
 import os
 import shutil
 import subprocess
-import tempfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import adamas
 from adamas import _core
-from helpers import Arena
+from helpers import Arena, bits
 
 ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = "libadamas_cuda_emulated.so"
+_in_use = []
 
 
-def compiled(folder):
-    """Compile the device library; return its path."""
+def compile_in(folder):
+    """Compile the device library in a folder."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         pytest.skip("no C++ compiler for the emulated device")
-    target = Path(folder) / "libadamas_cuda_emulated.so"
     flags = ("-std=c++17", "-O2", "-march=native", "-ffp-contract=off", "-fno-math-errno")
     source = ROOT / "csrc/cuda/device/emulated.cpp"
     sources = ("-I", ROOT / "csrc", "-I", ROOT / "csrc/include", source)
+    target = folder / LIBRARY
     command = [compiler, *flags, "-shared", "-fPIC", "-fvisibility=hidden", *sources, "-o", target]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return target
 
 
-@cache
-def emulator():
-    """Load the emulated device into adamas; return its library for counting and failing calls."""
-    path = os.environ.get("ADAMAS_EMULATED_CUDA")
-    if path is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return loaded(compiled(folder))
-    return loaded(path)
-
-
-def loaded(path):
-    library = ctypes.CDLL(str(path))
+def load_from(folder):
+    """Load the device library into adamas, and return it."""
+    library = ctypes.CDLL(str(folder / LIBRARY))
     for name in ("calls", "launches", "allocations"):
         getattr(library, f"adamas_emulated_{name}").restype = ctypes.c_int64
     library.adamas_emulated_fail_at.argtypes = [ctypes.c_int64]
@@ -59,8 +50,14 @@ def loaded(path):
     for name in ("begin_capture", "replay"):
         getattr(library, f"adamas_emulated_{name}").restype = ctypes.c_int64
     library.adamas_emulated_replay.argtypes = [ctypes.c_int64]
-    _core.load_cuda_library(str(path))
+    _core.load_cuda_library(str(folder / LIBRARY))
+    _in_use.append(library)
     return library
+
+
+def emulator():
+    """Return the library that is loaded, for counting and failing calls."""
+    return _in_use[-1]
 
 
 class FakeArray:
@@ -209,6 +206,13 @@ class InterfaceTensor(ExchangeTensor):
 
 # Whether tests that compare with the CPU use the GPU of this machine, by torch, instead.
 IS_REAL = os.environ.get("ADAMAS_TEST_CUDA") == "real"
+emulated = pytest.mark.skipif(IS_REAL, reason="needs the emulated device")
+
+
+def fake(shape=(3, 2), dtype=np.float32, **options):
+    if IS_REAL:
+        pytest.skip("needs the emulated device")
+    return FakeArray(np.ones(shape, dtype), **options)
 
 
 def on_device(array, offset=0):
@@ -244,3 +248,73 @@ def to_host(array):
     from ml_dtypes import bfloat16
 
     return array.view(torch.int16).cpu().numpy().view(bfloat16)
+
+
+def assign(array, initial):
+    if hasattr(array, "assign"):
+        array.assign(initial)
+    else:
+        array[...] = initial
+
+
+def same_bits(mine, wanted):
+    return np.array_equal(bits(mine), bits(wanted))
+
+
+class Twins:
+    """One optimizer on the CPU and one on the device, of the same parameters."""
+
+    def __init__(self, arrays, make, *, offset=0):
+        self.arrays = {
+            "cpu": Arena(arrays, 0).views,
+            "gpu": [on_device(a, offset) for a in arrays],
+        }
+        self.optimizers = {
+            name: make([adamas.Parameter(a, f"w{i}") for i, a in enumerate(arrays)])
+            for name, arrays in self.arrays.items()
+        }
+
+    @property
+    def cpu(self):
+        return self.optimizers["cpu"]
+
+    @property
+    def gpu(self):
+        return self.optimizers["gpu"]
+
+    def start(self, **states):
+        """Set the initial states: {kind: arrays}."""
+        for optimizer in self.optimizers.values():
+            for kind, initial in states.items():
+                for array, one in zip(getattr(optimizer, kind), initial, strict=True):
+                    assign(array, one)
+
+    def step(self, grads, *, offset=0):
+        self.cpu(tuple(grads))
+        self.gpu(tuple(on_device(g, offset) for g in grads))
+
+    def states(self, which):
+        optimizer = self.optimizers[which]
+        kinds = {
+            "param": self.arrays[which],
+            "moment1": optimizer.moment1,
+            "moment2": optimizer.moment2,
+            "vhat": optimizer.vhat,
+            "master": [array for array in optimizer.master_weights if array is not None],
+        }
+        return {kind: [to_host(array) for array in arrays] for kind, arrays in kinds.items()}
+
+    def check(self, identity=None):
+        wanted, found = self.states("cpu"), self.states("gpu")
+        for kind, arrays in wanted.items():
+            assert len(found[kind]) == len(arrays)
+            for i, (mine, other) in enumerate(zip(found[kind], arrays, strict=True)):
+                same = same_bits(mine, other)
+                if identity is not None and kind == "param":
+                    identity.compared += 1
+                    identity.mismatches += not same
+                assert same, f"{kind} of parameter {i} (of shape {mine.shape})"
+        assert self.gpu.global_step == self.cpu.global_step
+        assert self.gpu.skipped_steps == self.cpu.skipped_steps
+        assert self.gpu.last_step_skipped == self.cpu.last_step_skipped
+        np.testing.assert_equal(self.gpu.last_grad_norm, self.cpu.last_grad_norm)

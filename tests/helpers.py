@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,9 @@ import adamas
 from adamas import _core
 
 LINE = 64
-THREADS = (1, 2, 3, 7)
 ISAS = tuple(_core.isas_supported())
 KINDS = ("mild", "huge", "any")
+PATIENCE = 600  # seconds until a thread or a process counts as stuck, on any machine
 
 
 def bits(array):
@@ -200,10 +202,45 @@ def widened(array):
         return array.astype(np.float32)
 
 
-# Processes
+# Threads and processes
 
 
-def run_python(*arguments, timeout=120, **environment):
+def run_threads(*functions):
+    """Start all at the same moment; fail if one raises or is stuck."""
+    failures = []
+    barrier = threading.Barrier(len(functions))
+
+    def guarded(function):
+        try:
+            barrier.wait(PATIENCE)
+            function()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(f,), daemon=True) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in threads), "a thread is stuck"
+    if failures:
+        raise failures[0]
+
+
+def once(folder, make):
+    """Call make() in the first process of a run of the tests; the others wait until it is done."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "made_by").open("a+") as made_by:
+        fcntl.flock(made_by, fcntl.LOCK_EX)
+        made_by.seek(0)
+        if made_by.read() != run:
+            make()
+            made_by.truncate(0)
+            made_by.write(run)
+
+
+def run_python(*arguments, timeout=PATIENCE, **environment):
     """Run Python in a new process that finds the same adamas; return the finished process."""
     home = str(Path(adamas.__file__).parent.parent)
     path = os.pathsep.join([home, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)

@@ -28,30 +28,24 @@ import pytest
 
 import adamas
 import oracle
+from rules import MOMENTS, NUMBERS, combined, every, every_real
 
 STEPS = (1, 2, 3, 1000, 10**6)
 LOSS_SCALES = (1.0, 2.0**10, 3.0)
 WEIGHT_DECAYS = (0.0, 0.037)
-NUMBERS = {"learning_rate": 0.013, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6}
 ORACLE_TYPE = {np.float32: np.float64, np.float64: np.longdouble}
 SHAPE = (7, 11, 53)
 
+ADAM_WEIGHT_DECAY = {"decoupled_weight_decay": True, "bias_correction": False}
 RULES = {
-    "adam": oracle.Rule(),
-    "nesterov": oracle.Rule(use_nesterov=True),
-    "amsgrad": oracle.Rule(use_amsgrad=True),
-    "amsgrad_nesterov": oracle.Rule(use_amsgrad=True, use_nesterov=True),
-    "decoupled": oracle.Rule(decoupled_weight_decay=True),
-    "decoupled_nesterov": oracle.Rule(decoupled_weight_decay=True, use_nesterov=True),
-    "decoupled_amsgrad": oracle.Rule(decoupled_weight_decay=True, use_amsgrad=True),
-    "centralized": oracle.Rule(grad_centralization=True),
-    "centralized_nesterov": oracle.Rule(grad_centralization=True, use_nesterov=True),
-    "centralized_amsgrad": oracle.Rule(grad_centralization=True, use_amsgrad=True),
-    "centralized_decoupled": oracle.Rule(grad_centralization=True, decoupled_weight_decay=True),
-    "adam_weight_decay": oracle.Rule(decoupled_weight_decay=True, bias_correction=False),
-    "adam_weight_decay_centralized": oracle.Rule(
-        decoupled_weight_decay=True, bias_correction=False, grad_centralization=True
-    ),
+    name: oracle.Rule(**options)
+    for name, options in combined(
+        {"": {}, "centralized": {"grad_centralization": True}},
+        {
+            **combined(MOMENTS, {"": {}, "decoupled": {"decoupled_weight_decay": True}}),
+            "adam_weight_decay": ADAM_WEIGHT_DECAY,
+        },
+    ).items()
 }
 
 
@@ -71,8 +65,7 @@ def bounds(rule, dtype, weight_decay):
     }
 
 
-every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-every_dtype = pytest.mark.parametrize("dtype", ORACLE_TYPE, ids=lambda dtype: dtype.__name__)
+every_rule = every("rule", RULES)
 longdouble_is_wider = np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant
 
 
@@ -237,7 +230,7 @@ def errors(rule, hyper, state, grad, step):
 
 
 @every_rule
-@every_dtype
+@every_real
 @pytest.mark.parametrize("weight_decay", WEIGHT_DECAYS)
 def test_one_step_is_within_a_few_units_of_the_last_place(
     rule, dtype, weight_decay, record_property
@@ -263,7 +256,7 @@ def test_one_step_is_within_a_few_units_of_the_last_place(
 
 
 @every_rule
-@every_dtype
+@every_real
 def test_hundreds_of_steps_stay_beside_the_oracle(rule, dtype):
     rng = np.random.default_rng(7)
     wide = ORACLE_TYPE[dtype]

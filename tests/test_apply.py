@@ -1,6 +1,6 @@
 """begin_step, apply and end_step: one parameter at a time, with the bits of one call."""
 
-import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,22 +13,20 @@ from helpers import (
     check_same_states,
     parameters,
     row_tensor,
+    run_threads,
     states_of,
     values,
 )
+from rules import MINDSPORE_RULES, NUMBERS, RULES, SCALED, every, every_numerics, every_real
 
-NUMBERS = {"learning_rate": 0.013, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6}
 SHAPES = ((7, 5), (40, 3), (), (16411,), (0, 2), (3, 2, 1031), (5, 33003))
 SPARSE = (0, 1, 6)
 
 
-RULES = {
-    "adam": {},
-    "l2": {"weight_decay": 0.037, "loss_scale": 3.0},
-    "nesterov": {"use_nesterov": True},
-    "amsgrad": {"use_amsgrad": True, "weight_decay": 0.037},
-    "decoupled": {"weight_decay": 0.037, "decoupled_weight_decay": True},
-    "mindspore": {"numerics": "mindspore", "weight_decay": 0.037},
+OPTIONS = {
+    **RULES,
+    "l2-scaled": {**RULES["adam-l2"], **SCALED},
+    "mindspore": MINDSPORE_RULES["mindspore-adam-l2"],
     "lazy": {"use_lazy": True, "weight_decay": 0.037},
     "catch_up": {"row_policy": "catch_up"},
     "locking": {"use_locking": True},
@@ -72,8 +70,8 @@ def check_parts(make, dtype):
         check_same_states(parts, whole, f"after step {step}")
 
 
-@pytest.mark.parametrize("options", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@every("options", OPTIONS)
+@every_real
 @pytest.mark.parametrize("threads", [1, 3])
 def test_parts_are_one_call(options, dtype, threads):
     def make(arrays):
@@ -82,7 +80,7 @@ def test_parts_are_one_call(options, dtype, threads):
     check_parts(make, dtype)
 
 
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
+@every_numerics
 def test_parts_of_adam_weight_decay(numerics):
     def make(arrays):
         return adamas.AdamWeightDecay(
@@ -92,7 +90,7 @@ def test_parts_of_adam_weight_decay(numerics):
     check_parts(make, np.float32)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@every_real
 @pytest.mark.parametrize("decay", [0.0, 0.037])
 def test_parts_with_groups(dtype, decay):
     def make(arrays):
@@ -342,14 +340,8 @@ def test_parameters_applied_by_several_threads(use_locking):
     grads = small_gradients()
     for _ in range(50):
         optimizer.begin_step()
-        threads = [
-            threading.Thread(target=optimizer.apply, args=(param, grad))
-            for param, grad in zip(optimizer.parameters, grads, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        pairs = zip(optimizer.parameters, grads, strict=True)
+        run_threads(*[partial(optimizer.apply, *pair) for pair in pairs])
         optimizer.end_step()
         twin(grads)
     check_same_states(optimizer, twin)

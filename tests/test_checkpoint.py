@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import resource
-import threading
 
 import ml_dtypes
 import numpy as np
@@ -21,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 import adamas
 from adamas import _core
-from helpers import bits, check_refused, everything, run_python
+from helpers import bits, check_refused, everything, run_python, run_threads
 
 OPTIONS = {"learning_rate": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}
 
@@ -719,24 +718,6 @@ def test_a_fixed_manager_has_its_scale():
 
 
 # Threads
-
-
-def run_threads(*functions):
-    failures = []
-
-    def guarded(function):
-        try:
-            function()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(f,), daemon=True) for f in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
-    assert failures == []
 
 
 def wide(value=1.0, **options):

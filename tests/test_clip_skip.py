@@ -9,7 +9,6 @@ import adamas
 import oracle
 from helpers import (
     ISAS,
-    THREADS,
     check_refused,
     check_same_states,
     everything,
@@ -18,15 +17,11 @@ from helpers import (
     row_tensor,
     states_of,
 )
+from rules import NUMBERS, THREADS, every_policy, every_real
 
-NUMBERS = {"learning_rate": 0.013, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6}
 SHAPES = ((700, 3), (16411,), (), (5, 2, 33), (0, 3), (40_009,))
 SPARSE = (0, 3)
-POLICIES = ("exact", "lazy", "catch_up")
 EPS = {np.float32: 2e-6, np.float64: 1e-14}
-
-every_dtype = pytest.mark.parametrize("dtype", EPS, ids=lambda dtype: dtype.__name__)
-every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
 def adam(arrays, **options):
@@ -65,7 +60,7 @@ def scaled(grad, factor):
 # The norm
 
 
-@every_dtype
+@every_real
 @every_policy
 @pytest.mark.parametrize("loss_scale", [1.0, 3.0, 1024.0])
 def test_the_norm_is_that_of_all_gradients(dtype, policy, loss_scale):
@@ -116,7 +111,7 @@ def test_without_measuring_there_is_no_norm():
     assert (optimizer.last_step_skipped, optimizer.skipped_steps) == (False, 0)
 
 
-@every_dtype
+@every_real
 @every_policy
 def test_the_norm_has_the_same_bits_everywhere(dtype, policy, select_isa, identity):
     def run(threads):
@@ -144,7 +139,7 @@ def test_the_norm_has_the_same_bits_everywhere(dtype, policy, select_isa, identi
 # Clipping
 
 
-@every_dtype
+@every_real
 @every_policy
 @pytest.mark.parametrize("loss_scale", [1.0, 3.0])
 @pytest.mark.parametrize("decay", [{}, {"weight_decay": 0.037}], ids=["plain", "l2"])
@@ -166,7 +161,7 @@ def test_clipping_is_scaling_before(dtype, policy, loss_scale, decay):
                 np.testing.assert_allclose(mine, wanted, rtol=20 * EPS[dtype], atol=atol)
 
 
-@every_dtype
+@every_real
 @every_policy
 @pytest.mark.parametrize("options", [{"max_grad_norm": 1e30}, {"skip_nonfinite": True}], ids=str)
 def test_below_the_limit_nothing_changes(dtype, policy, options):

@@ -6,111 +6,32 @@ here: index arithmetic, tables, alignment, order of sums and decisions are what 
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 import pytest
 
 import adamas
-from emulation import IS_REAL, ExchangeTensor, FakeArray, FakeTensor, emulator, on_device, to_host
-from helpers import Arena, bits, half_values, values
+from emulation import (
+    IS_REAL,
+    ExchangeTensor,
+    FakeArray,
+    FakeTensor,
+    Twins,
+    emulated,
+    fake,
+    on_device,
+)
+from helpers import bits, half_values, values
+from rules import HALVES, REALS, every_numerics, every_real, long
 from test_identity import RULES, every_rule, problem
 
-ml_dtypes = pytest.importorskip("ml_dtypes")
-
-HALVES = (np.float16, ml_dtypes.bfloat16)
-REALS = (np.float32, np.float64)
-emulated = pytest.mark.skipif(IS_REAL, reason="needs the emulated device")
+pytestmark = pytest.mark.usefixtures("device")
 
 SIZES = (*range(20), 127, 1009, 4095, 4096, 4097, 16381, 16411, 40009)
 
 
-@pytest.fixture(autouse=True)
-def device():
-    """Return the library of the emulated device, in use."""
-    if IS_REAL:
-        yield None
-        return
-    library = emulator()
-    before = library.adamas_emulated_allocations()
-    yield library
-    gc.collect()
-    assert library.adamas_emulated_allocations() == before  # nothing leaks
-
-
-def assign(array, initial):
-    if hasattr(array, "assign"):
-        array.assign(initial)
-    else:
-        array[...] = initial
-
-
-def same_bits(mine, wanted):
-    return np.array_equal(bits(mine), bits(wanted))
-
-
-class Twins:
-    """One optimizer on the CPU and one on the device, of the same parameters."""
-
-    def __init__(self, arrays, make, *, offset=0):
-        self.arrays = {
-            "cpu": Arena(arrays, 0).views,
-            "gpu": [on_device(a, offset) for a in arrays],
-        }
-        self.optimizers = {
-            name: make([adamas.Parameter(a, f"w{i}") for i, a in enumerate(arrays)])
-            for name, arrays in self.arrays.items()
-        }
-
-    @property
-    def cpu(self):
-        return self.optimizers["cpu"]
-
-    @property
-    def gpu(self):
-        return self.optimizers["gpu"]
-
-    def start(self, **states):
-        """Set the initial states: {kind: arrays}."""
-        for optimizer in self.optimizers.values():
-            for kind, initial in states.items():
-                for array, one in zip(getattr(optimizer, kind), initial, strict=True):
-                    assign(array, one)
-
-    def step(self, grads, *, offset=0):
-        self.cpu(tuple(grads))
-        self.gpu(tuple(on_device(g, offset) for g in grads))
-
-    def states(self, which):
-        optimizer = self.optimizers[which]
-        kinds = {
-            "param": self.arrays[which],
-            "moment1": optimizer.moment1,
-            "moment2": optimizer.moment2,
-            "vhat": optimizer.vhat,
-            "master": [array for array in optimizer.master_weights if array is not None],
-        }
-        return {kind: [to_host(array) for array in arrays] for kind, arrays in kinds.items()}
-
-    def check(self, identity=None):
-        wanted, found = self.states("cpu"), self.states("gpu")
-        for kind, arrays in wanted.items():
-            assert len(found[kind]) == len(arrays)
-            for i, (mine, other) in enumerate(zip(found[kind], arrays, strict=True)):
-                same = same_bits(mine, other)
-                if identity is not None and kind == "param":
-                    identity.compared += 1
-                    identity.mismatches += not same
-                assert same, f"{kind} of parameter {i} (of shape {mine.shape})"
-        assert self.gpu.global_step == self.cpu.global_step
-        assert self.gpu.skipped_steps == self.cpu.skipped_steps
-        assert self.gpu.last_step_skipped == self.cpu.last_step_skipped
-        np.testing.assert_equal(self.gpu.last_grad_norm, self.cpu.last_grad_norm)
-
-
 @every_rule
-@pytest.mark.parametrize("dtype", REALS, ids=lambda dtype: dtype.__name__)
-@pytest.mark.parametrize("offset", [0, 8, 24], ids="offset{}".format)
+@every_real
+@pytest.mark.parametrize("offset", [long(0), 8, long(24)], ids="offset{}".format)
 def test_every_rule_at_every_offset(rule, dtype, offset, identity):
     sizes = (1, 2, 5, 33, 1009, 16411) if rule.centralize else SIZES
     data = problem(dtype, sizes, centralize=rule.centralize)
@@ -127,7 +48,7 @@ def test_every_rule_at_every_offset(rule, dtype, offset, identity):
 @pytest.mark.parametrize("dtype", [*HALVES, np.float32], ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize("grad_dtype", [*HALVES, np.float32], ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize("master", [False, True])
-@pytest.mark.parametrize("offset", [0, 2, 12], ids="offset{}".format)
+@pytest.mark.parametrize("offset", [long(0), 2, long(12)], ids="offset{}".format)
 def test_types(rule, dtype, grad_dtype, master, offset, identity):
     if dtype is np.float32 and offset == 2:
         offset = 4
@@ -193,7 +114,7 @@ def test_a_thousand_parameters_take_few_launches(device, identity):
     twins.check(identity)
 
 
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
+@every_numerics
 def test_step_in_parts(numerics, identity):
     rng = np.random.default_rng(7)
     shapes = [(30, 4), (5000,), (3, 4, 5)]
@@ -255,7 +176,7 @@ def test_tensors_that_describe_themselves_in_c(dtype):
         opt((view,))
         cpu((grad,))
     assert view.streams == []  # __dlpack__ was not called
-    assert same_bits(weight, other)
+    assert np.array_equal(bits(weight), bits(other))
 
 
 @pytest.mark.parametrize(
@@ -275,12 +196,6 @@ def test_described_tensors_that_are_refused(grad, error, fragment):
     with pytest.raises(error, match=fragment):
         opt((grad(),))
     assert np.all(weight.host == 1)
-
-
-def fake(shape=(3, 2), dtype=np.float32, **options):
-    if IS_REAL:
-        pytest.skip("needs the emulated device")
-    return FakeArray(np.ones(shape, dtype), **options)
 
 
 def misaligned():

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import adamas
-from emulation import on_device, to_host
+from emulation import Twins, on_device, to_host
 from helpers import Falling
-from test_cuda import HALVES, Twins, device  # noqa: F401
+from rules import HALVES
 from test_cuda_sums import arrays_of, sparse, step_rows
+
+pytestmark = pytest.mark.usefixtures("device")
 
 SHAPES = ((5,), (40, 64), (3, 4, 5))
 OPTIONS = (

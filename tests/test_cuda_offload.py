@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import adamas
-from emulation import IS_REAL, FakeArray, on_device
+from emulation import FakeArray, Twins, emulated, fake, on_device
 from helpers import ROW_SETS, Falling, half_values, values
-from test_cuda import HALVES, Twins, device, fake  # noqa: F401
+from rules import HALVES, every, every_numerics
 from test_cuda_streams import launch_streams, message_of, trace
 from test_cuda_sums import arrays_of, sparse, step_rows
 
-pytestmark = pytest.mark.skipif(IS_REAL, reason="needs the emulated device")
+pytestmark = [emulated, pytest.mark.usefixtures("device")]
 
 SHAPES = ((5,), (40, 1025), (0,), (3, 4, 5))
 OPTIONS = (
@@ -25,7 +25,7 @@ OPTIONS = (
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o) or "plain")
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
+@every_numerics
 def test_the_bits_of_the_cpu(options, numerics, identity):
     rng = np.random.default_rng(1)
     twins = Twins(
@@ -44,7 +44,7 @@ def test_the_bits_of_the_cpu(options, numerics, identity):
     assert isinstance(twins.gpu.moment1[0], np.ndarray)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=lambda d: np.dtype(d).name)
+@every("dtype", HALVES)
 def test_master_weights(dtype, identity):
     rng = np.random.default_rng(2)
     arrays = [half_values(rng, dtype, shape, finite=True) for shape in SHAPES]
@@ -157,7 +157,7 @@ def test_locking_orders_a_step_after_one_that_a_device_has_queued():
 
 
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.1}], ids=["plain", "clips"])
-def test_whatever_call_of_the_device_fails(options, device):  # noqa: F811
+def test_whatever_call_of_the_device_fails(options, device):
     broken = intact = 0
     for n in range(1, 100):
         weights = [np.ones(4, np.float32), np.ones(5, np.float32)]

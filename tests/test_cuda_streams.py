@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import threading
+from functools import partial
 
 import numpy as np
 import pytest
 
 import adamas
 from emulation import (
-    IS_REAL,
     ExchangeTensor,
     FakeArray,
     FakeTensor,
     InterfaceTensor,
+    Twins,
+    emulated,
     emulator,
+    fake,
     on_device,
 )
-from helpers import Falling, Rising, values
-from test_cuda import Twins, device, fake  # noqa: F401
+from helpers import Falling, Rising, run_threads, values
+from rules import every_numerics
 
-pytestmark = pytest.mark.skipif(IS_REAL, reason="needs the emulated device")
+pytestmark = [emulated, pytest.mark.usefixtures("device")]
 
 
 def trace():
@@ -179,11 +181,7 @@ def test_calls_from_many_threads_are_some_serial_order():
         for _ in range(10):
             opt((FakeArray(grad),), stream=stream)
 
-    threads = [threading.Thread(target=work, args=(16 * k,)) for k in range(1, 5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_threads(*[partial(work, 16 * k) for k in range(1, 5)])
     for _ in range(40):
         cpu((grad,))
     assert opt.global_step == 40
@@ -214,7 +212,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_whatever_call_of_the_device_fails(name, device):  # noqa: F811
+def test_whatever_call_of_the_device_fails(name, device):
     """An error is raised; then either nothing has changed, or all later calls refuse."""
     sparse = name in ("lazy", "exact")
     shapes = [(5, 4), (700,)]
@@ -254,7 +252,7 @@ def test_whatever_call_of_the_device_fails(name, device):  # noqa: F811
     assert intact > 0
 
 
-def test_an_optimizer_that_can_not_be_made(device):  # noqa: F811
+def test_an_optimizer_that_can_not_be_made(device):
     for n in range(1, 200):
         params = [adamas.Parameter(fake((5, 4, 3)))]
         device.adamas_emulated_fail_at(n)
@@ -286,7 +284,7 @@ class Graph:
         assert emulator().adamas_emulated_replay(self.number) == 0
 
 
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
+@every_numerics
 @pytest.mark.parametrize(
     "options",
     [{}, {"max_grad_norm": 0.5, "skip_nonfinite": True}, {"state_dtype": "int8", "seed": 3}],

@@ -6,11 +6,21 @@ import numpy as np
 import pytest
 
 import adamas
-from emulation import FakeArray, on_device
+from emulation import FakeArray, Twins, emulated, fake, on_device
 from helpers import ROW_SETS, Falling, Rising, half_values, values
-from test_cuda import HALVES, Twins, device, emulated, fake  # noqa: F401
+from rules import (
+    HALVES,
+    every,
+    every_dtype,
+    every_numerics,
+    every_policy,
+    every_real,
+    every_state_dtype,
+)
 
-POLICIES = ("exact", "lazy", "catch_up")
+pytestmark = pytest.mark.usefixtures("device")
+
+
 SHAPES = ((1,), (3, 5), (7,), (16411,), (40, 1025), (2, 3, 20000))
 
 
@@ -18,8 +28,8 @@ def arrays_of(rng, shapes=SHAPES, dtype=np.float32, scale=1.0):
     return [(scale * rng.standard_normal(shape)).astype(dtype) for shape in shapes]
 
 
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda d: d.__name__)
+@every_numerics
+@every_real
 @pytest.mark.parametrize("largest", [1e-3, 1e9])
 def test_clipping(numerics, dtype, largest, identity):
     rng = np.random.default_rng(1)
@@ -39,7 +49,7 @@ def test_clipping(numerics, dtype, largest, identity):
         twins.check(identity)
 
 
-@pytest.mark.parametrize("dtype", HALVES, ids=lambda d: np.dtype(d).name)
+@every("dtype", HALVES)
 def test_clipping_16_bit_gradients(dtype, identity):
     rng = np.random.default_rng(2)
     twins = Twins(arrays_of(rng), lambda p: adamas.Adam(p, 0.01, max_grad_norm=1.0))
@@ -136,9 +146,9 @@ def step_rows(twins, gradients):
     twins.gpu(tuple(on_device(g) if isinstance(g, np.ndarray) else g[1] for g in gradients))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, *HALVES], ids=lambda d: np.dtype(d).name)
+@every_policy
+@every_numerics
+@every_dtype
 @pytest.mark.parametrize("shape", [(1, 3), (9, 1), (13, 64), (6, 2, 700), (40,)], ids=str)
 def test_sparse_gradients(policy, numerics, dtype, shape, identity):
     rng = np.random.default_rng(6)
@@ -165,7 +175,7 @@ def test_sparse_gradients(policy, numerics, dtype, shape, identity):
         twins.check(identity)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@every_policy
 @pytest.mark.parametrize("options", [{"use_nesterov": True}, {"decoupled_weight_decay": True}])
 def test_rules_of_sparse_gradients(policy, options, identity):
     rng = np.random.default_rng(7)
@@ -192,7 +202,7 @@ def test_amsgrad_and_sparse_gradients(identity):
     twins.check(identity)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@every_policy
 @pytest.mark.parametrize("width", [3, 1500])
 def test_clipping_sparse_gradients(policy, width, identity):
     rng = np.random.default_rng(9)
@@ -244,7 +254,7 @@ def test_an_index_outside_changes_nothing(index, options):
     assert opt.global_step == 1
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+@every_state_dtype
 @pytest.mark.parametrize("dtype", [np.float32, *HALVES], ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize("offset", [0, 4, 12], ids="offset{}".format)
 def test_smaller_moments(state_dtype, dtype, offset, identity):
@@ -266,7 +276,7 @@ def test_smaller_moments(state_dtype, dtype, offset, identity):
         twins.check(identity)
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+@every_state_dtype
 def test_smaller_moments_with_everything(state_dtype, identity):
     rng = np.random.default_rng(12)
     shapes = [(5, 4, 16), (3, 2, 64), (6, 300, 1)]
@@ -289,7 +299,7 @@ def test_smaller_moments_with_everything(state_dtype, identity):
         twins.check(identity)
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+@every_state_dtype
 @pytest.mark.parametrize("policy", ["exact", "lazy"])
 @pytest.mark.parametrize("width", [16, 64, 192, 600])
 def test_smaller_moments_of_sparse_gradients(state_dtype, policy, width, identity):

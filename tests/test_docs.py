@@ -21,7 +21,7 @@ import pytest
 
 import adamas
 from c_api import library_path
-from emulation import FakeArray, emulator
+from emulation import FakeArray
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")))
@@ -70,7 +70,6 @@ class FakeCupyArray(FakeArray):
 
 def fake_cupy():
     """Return what the pages use of CuPy, over the emulated device."""
-    emulator()
     module = ModuleType("cupy")
     module.float32 = np.float32
     module.ones = lambda shape, dtype: FakeCupyArray(np.ones(shape, dtype))
@@ -82,11 +81,12 @@ def fake_cupy():
 
 
 @pytest.mark.parametrize("page", pages_with("python"))
-def test_the_python_blocks_of_a_page_are_a_program(page, tmp_path, monkeypatch, capsys):
+def test_the_python_blocks_of_a_page_are_a_program(page, request, tmp_path, monkeypatch, capsys):
     program = "\n".join(blocks(page, "python"))
     if "import torch" in program:
         pytest.importorskip("torch")
     if "import cupy" in program:
+        request.getfixturevalue("emulated_device")
         monkeypatch.setitem(sys.modules, "cupy", fake_cupy())
     monkeypatch.chdir(tmp_path)
     exec(compile(program, page, "exec"), {"__name__": "page"})  # noqa: S102

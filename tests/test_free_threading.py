@@ -6,37 +6,21 @@ it, most of them are merely rare.
 
 import sys
 import sysconfig
-import threading
+from functools import partial
 
 import numpy as np
 import pytest
 
 import adamas
-from helpers import run_python, states_of
+from helpers import run_python, run_threads, states_of
 
 THREADS = 8
 ROUNDS = 60
 
 
 def together(work):
-    """Run work(number of the thread) on all threads, starting at once; raise what one raises."""
-    start = threading.Barrier(THREADS)
-    errors = []
-
-    def body(number):
-        try:
-            start.wait()
-            work(number)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=body, args=(number,)) for number in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    """Run work(number of the thread) on all threads, starting at once."""
+    run_threads(*[partial(work, number) for number in range(THREADS)])
 
 
 @pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="Python has a GIL")

@@ -45,7 +45,7 @@ def check(tensors, arrays):
 def test_the_suites_of_the_emulated_device(suite):
     """In a process of its own, since the emulated device replaces the real one."""
     done = run_python(
-        *("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / suite)),
+        *("-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", str(HERE / suite)),
         ADAMAS_TEST_CUDA="real",
         timeout=400,
     )

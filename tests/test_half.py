@@ -11,7 +11,6 @@ import adamas
 import oracle
 from helpers import (
     ISAS,
-    THREADS,
     Arena,
     bits,
     check_same_states,
@@ -22,27 +21,34 @@ from helpers import (
     values,
     widened,
 )
+from rules import (
+    MINDSPORE_RULES,
+    NUMBERS,
+    RULES,
+    SCALED,
+    THREADS,
+    every,
+    every_numerics,
+    every_policy,
+)
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
 
 BFLOAT16 = ml_dtypes.bfloat16
 HALVES = {np.float16: oracle.FLOAT16, BFLOAT16: oracle.BFLOAT16}
 TYPES = (np.float32, *HALVES)
-NUMBERS = {"learning_rate": 0.013, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6}
 SIZES = (*range(35), 63, 64, 65, 1009, 1023, 1024, 1025, 2049, 16381, 16411, 33003)
 
 every_half = pytest.mark.parametrize("half", HALVES, ids=lambda half: half.__name__)
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
-RULES = {
-    "adam": {},
-    "l2": {"weight_decay": 0.037, "loss_scale": 3.0},
-    "nesterov": {"use_nesterov": True},
-    "amsgrad-nesterov": {"use_amsgrad": True, "use_nesterov": True, "loss_scale": 3.0},
-    "decoupled": {"weight_decay": 0.037, "decoupled_weight_decay": True},
-    "mindspore": {"numerics": "mindspore", "weight_decay": 0.037},
+HALF_RULES = {
+    **RULES,
+    "l2-scaled": {**RULES["adam-l2"], **SCALED},
+    "amsgrad_nesterov-scaled": {**RULES["amsgrad_nesterov"], **SCALED},
+    "mindspore-l2": MINDSPORE_RULES["mindspore-adam-l2"],
 }
-every_rule = pytest.mark.parametrize("options", RULES.values(), ids=RULES)
+every_rule = every("options", HALF_RULES)
 
 
 def adam(arrays, **options):
@@ -200,7 +206,7 @@ def test_a_step_is_the_float32_step_between_conversions(options, half, master):
 
 
 @every_half
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
+@every_numerics
 def test_adam_weight_decay(half, numerics):
     def make(arrays, master_weights=False):
         assert not master_weights
@@ -231,7 +237,7 @@ def test_centralization(half, master, decay):
 
 @every_half
 @pytest.mark.parametrize("master", [False, True])
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_policy
 @pytest.mark.parametrize("values_dtype", TYPES, ids=lambda dtype: dtype.__name__)
 def test_sparse_rows(half, master, policy, values_dtype):
     """Duplicates are summed in float32: the definition gets the values in float32 already."""

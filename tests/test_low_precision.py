@@ -11,6 +11,7 @@ import pytest
 import adamas
 from adamas import _core
 from helpers import check_refused
+from rules import every_state_dtype
 
 MASK64 = 2**64 - 1
 SHAPES = [(300,), (7, 64), (5, 150), (3, 20), (2, 16384), (1, 40000), (4, 3, 32), (1,)]
@@ -115,7 +116,7 @@ def gradients(shape, steps, seed=1):
     return [rng.standard_normal(shape).astype(np.float32) * spread for _ in range(steps)]
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+@every_state_dtype
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_steps_have_the_bits_of_the_definition(shape, state_dtype):
     start = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -143,7 +144,7 @@ def stored_bits(optimizer, state_dtype):
 
 
 @pytest.mark.parametrize("policy", ["dense", "exact", "lazy"])
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+@every_state_dtype
 def test_the_same_bits_on_all_instruction_sets_and_threads(
     state_dtype, policy, select_isa, identity
 ):
@@ -179,7 +180,7 @@ def test_the_same_bits_on_all_instruction_sets_and_threads(
             assert same, (isa, threads)
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
+@every_state_dtype
 def test_rounding_keeps_the_mean(state_dtype):
     """What one step stores of a constant moment is right on average, well beyond its precision."""
     count = 200_000

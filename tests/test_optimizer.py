@@ -7,14 +7,14 @@ import math
 import os
 import platform
 import textwrap
-import threading
 
 import numpy as np
 import pytest
 
 import adamas
 from adamas import _core
-from helpers import run_python
+from helpers import PATIENCE, run_python, run_threads
+from rules import every_numerics, every_real
 
 GRAD = 0.5
 
@@ -339,7 +339,7 @@ def test_setting_global_step_moves_schedules_and_bias_correction():
     assert twins[0].global_step == 0
 
 
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
+@every_numerics
 def test_going_back_and_forth_in_steps(numerics):
     steps = [0, 7, 3, 1000, 2, 10**6, 0]
     optimizer = adamas.Adam([parameter()], 0.125, numerics=numerics)
@@ -418,23 +418,6 @@ def test_parameter_attributes():
 # Threads
 
 
-def run_threads(count, function):
-    failures = []
-
-    def guarded(i):
-        try:
-            function(i)
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-
-
 @pytest.mark.parametrize("use_locking", [False, True])
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_threads_that_call_one_optimizer(use_locking, num_threads):
@@ -452,7 +435,7 @@ def test_threads_that_call_one_optimizer(use_locking, num_threads):
 
     together, serial = make(), make()
     grads = grads_for(serial)
-    run_threads(callers, lambda _: [together(grads) for _ in range(calls)])
+    run_threads(*[lambda: [together(grads) for _ in range(calls)]] * callers)
     for _ in range(callers * calls):
         serial(grads)
     assert together.global_step == callers * calls
@@ -463,15 +446,16 @@ def test_refused_calls_beside_good_ones():
     optimizer, serial = (adamas.Adam([parameter(shape=(40_009,))]) for _ in range(2))
     grads = grads_for(optimizer)
 
-    def call(i):
+    def good():
         for _ in range(50):
-            if i == 0:
-                optimizer(grads)
-            else:
-                with pytest.raises(ValueError, match="shape"):
-                    optimizer([np.zeros(3, np.float32)])
+            optimizer(grads)
 
-    run_threads(2, call)
+    def refused():
+        for _ in range(50):
+            with pytest.raises(ValueError, match="shape"):
+                optimizer([np.zeros(3, np.float32)])
+
+    run_threads(good, refused)
     for _ in range(50):
         serial(grads)
     assert optimizer.global_step == 50
@@ -484,7 +468,7 @@ def test_optimizers_in_threads_do_not_disturb_each_other():
 
     optimizers, serial = [make() for _ in range(4)], make()
     grads = grads_for(serial)
-    run_threads(4, lambda i: [optimizers[i](grads) for _ in range(20)])
+    run_threads(*[lambda one=one: [one(grads) for _ in range(20)] for one in optimizers])
     for _ in range(20):
         serial(grads)
     assert all(bits(optimizer) == bits(serial) for optimizer in optimizers)
@@ -526,7 +510,7 @@ class FloatEnvironment:
     reason="sets MXCSR through glibc's fenv_t on x86-64",
 )
 @pytest.mark.parametrize("num_threads", [1, 3])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@every_real
 def test_flush_to_zero_changes_no_bit_and_stays_set(dtype, num_threads):
     tiny = 1000 * np.finfo(dtype).smallest_subnormal
     shape = (50, 1, 811)
@@ -620,7 +604,7 @@ def test_a_child_forked_beside_steps_inherits_whole_ones(use_locking):
             optimizer(grads)
 
     def in_child():
-        signal.alarm(60)  # a child that waits for a thread it has not ends as a failure
+        signal.alarm({PATIENCE // 2})  # a child that waits for a thread it has not
         for _ in range(2):
             arrays = [params[0].data, *optimizer.moment1, *optimizer.moment2]
             if not all((array == array[0]).all() for array in arrays):
@@ -734,7 +718,8 @@ def test_exit_while_a_daemon_thread_steps():
                 optimizer((grad,))
 
         threading.Thread(target=work, daemon=True).start()
-        time.sleep(0.05)
+        while optimizer.global_step < 2:
+            time.sleep(0.001)
     """
     result = run_python("-c", textwrap.dedent(script))
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -19,7 +19,7 @@ import adamas
 import combinations
 from adamas.__main__ import native_file
 from c_api import library_path
-from helpers import run_python
+from helpers import once, run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 INCLUDE = ROOT / "csrc/include/adamas"
@@ -61,11 +61,15 @@ def cmake(source, build, *options):
 def installed(kind):
     """Build the library without Python and install it; return the folder of the CMake package."""
     folder = ROOT / "build/package" / kind  # kept, so that the next time is short
-    shutil.rmtree(folder / "prefix", ignore_errors=True)
     shared = "ON" if kind == "shared" else "OFF"
     options = ("-DADAMAS_PYTHON=OFF", "-DADAMAS_CUDA=OFF", f"-DBUILD_SHARED_LIBS={shared}")
-    cmake(ROOT, folder / "build", *options)
-    run(tool("cmake"), "--install", folder / "build", "--prefix", folder / "prefix")
+
+    def install():
+        shutil.rmtree(folder / "prefix", ignore_errors=True)
+        cmake(ROOT, folder / "build", *options)
+        run(tool("cmake"), "--install", folder / "build", "--prefix", folder / "prefix")
+
+    once(folder, install)
     (config,) = folder.glob("prefix/lib*/**/adamasConfig.cmake")
     return config.parent
 

@@ -5,6 +5,7 @@ import pytest
 
 import adamas
 from helpers import check_same_states, parameters
+from rules import every_numerics
 
 
 class Comm:
@@ -87,7 +88,7 @@ def test_a_target_of_another_type(value):
     assert optimizer.target == "CPU"
 
 
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
+@every_numerics
 def test_offload_has_the_bits_of_the_plain_call_in_cpu_memory(numerics):
     rng = np.random.default_rng(71)
     optimizers = [

@@ -12,6 +12,7 @@ import pytest
 
 import adamas
 from helpers import parameters, replaced
+from rules import every_real
 
 SHAPES = ((4, 3), (), (5,))
 POSITIONS = range(len(SHAPES))
@@ -741,7 +742,7 @@ CONVERSIONS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@every_real
 @pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
 def test_other_gradients_have_the_bits_of_contiguous_ones(convert, dtype):
     rng = np.random.default_rng(4)
@@ -771,7 +772,7 @@ def test_a_float64_gradient_too_large_for_float32_is_infinite():
     assert np.isnan(param[0])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@every_real
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1), (0,), (3, 0), (0, 3, 2)])
 @pytest.mark.parametrize("centralize", [False, True])
 def test_tiny_shapes(shape, dtype, centralize):

@@ -16,7 +16,6 @@ from adamas import _core
 from helpers import (
     ISAS,
     ROW_SETS,
-    THREADS,
     Falling,
     Rising,
     bits,
@@ -29,30 +28,38 @@ from helpers import (
     states_of,
     values,
 )
+from rules import (
+    MEASURES,
+    MINDSPORE_RULES,
+    NUMBERS,
+    POLICIES,
+    RULES,
+    SCALED,
+    THREADS,
+    every,
+    every_dtype,
+    every_numerics,
+    every_policy,
+    every_real,
+    without,
+)
 
-NUMBERS = {"learning_rate": 0.013, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6}
 # 1-D to 4-D; rows of one element, odd ones, and some longer than a block of 16384.
 SHAPES = ((37,), (40, 1, 1), (9, 5), (7, 3, 11), (6, 2, 3, 5), (5, 16411), (3, 130, 131), (1, 4))
 STEPS = len(ROW_SETS)
 
 
-RULES = {
-    "adam": {},
-    "loss_scale": {"loss_scale": 3.0},
-    "l2": {"weight_decay": 0.037},
-    "decoupled": {"weight_decay": 0.037, "decoupled_weight_decay": True},
-    "nesterov": {"use_nesterov": True},
-    "nesterov-l2-loss_scale": {"use_nesterov": True, "weight_decay": 0.037, "loss_scale": 3.0},
-    "amsgrad": {"use_amsgrad": True},
-    "amsgrad-nesterov-l2": {"use_amsgrad": True, "use_nesterov": True, "weight_decay": 0.037},
+SPARSE_RULES = {
+    **RULES,
+    "scaled": SCALED,
+    "nesterov-l2-scaled": {**RULES["nesterov-l2"], **SCALED},
     "schedules": {"learning_rate": Falling(), "weight_decay": Rising()},
     "vector": {"learning_rate": [0.01 / (i + 1) for i in range(20)]},
 }
-LAZY_RULES = {name: options for name, options in RULES.items() if "use_amsgrad" not in options}
+LAZY_RULES = without(SPARSE_RULES, "use_amsgrad")
 
-every_rule = pytest.mark.parametrize("options", RULES.values(), ids=RULES)
-every_lazy_rule = pytest.mark.parametrize("options", LAZY_RULES.values(), ids=LAZY_RULES)
-every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+every_rule = every("options", SPARSE_RULES)
+every_lazy_rule = every("options", LAZY_RULES)
 every_index_dtype = pytest.mark.parametrize("index_dtype", [np.int32, np.int64])
 
 
@@ -95,13 +102,13 @@ def check_exact(make, dtype, index_dtype):
 
 
 @every_rule
-@every_dtype
+@every_real
 @every_index_dtype
 def test_exact_is_the_dense_call(options, dtype, index_dtype):
     check_exact(lambda arrays: adam(arrays, **options), dtype, index_dtype)
 
 
-@every_dtype
+@every_real
 @every_index_dtype
 def test_exact_with_groups(dtype, index_dtype):
     def make(arrays):
@@ -117,8 +124,8 @@ def test_exact_with_groups(dtype, index_dtype):
     check_exact(make, dtype, index_dtype)
 
 
-@every_dtype
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
+@every_real
+@every_numerics
 def test_exact_of_adam_weight_decay(dtype, numerics):
     decay = 0.037 if numerics == "standard" else 0.0  # mindspore decays listed rows only
     check_exact(
@@ -150,7 +157,7 @@ def test_duplicates_are_summed_in_order_of_appearance():
         assert optimizer.moment1[0][1, 0] == wanted / 2
 
 
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_policy
 @pytest.mark.parametrize(
     ("shape", "indices"), [((0, 3), []), ((3, 0), []), ((3, 0), [2, 0, 2]), ((0,), [])]
 )
@@ -191,7 +198,7 @@ def step_of_gathered_rows(optimizer, grads, options):
 
 
 @every_lazy_rule
-@every_dtype
+@every_real
 @every_index_dtype
 @pytest.mark.parametrize("lazily", [{"use_lazy": True}, {"row_policy": "lazy"}])
 def test_lazy_steps_the_listed_rows_and_no_others(options, dtype, index_dtype, lazily):
@@ -231,7 +238,7 @@ def catch_up_run(rng, dtype, optimizers, *, steps, rows, see):
     [{}, {"use_nesterov": True}, {"use_amsgrad": True}, {"loss_scale": 3.0}],
     ids=["adam", "nesterov", "amsgrad", "loss_scale"],
 )
-@every_dtype
+@every_real
 def test_catch_up_has_the_moments_of_the_exact_policy(options, dtype):
     """In units of the last place of the largest moment or gradient that the row has seen."""
     rows = 23
@@ -264,7 +271,7 @@ def test_catch_up_has_the_moments_of_the_exact_policy(options, dtype):
     assert behind > 0  # rows that are not listed do wait
 
 
-@every_dtype
+@every_real
 def test_catch_up_after_each_number_of_missed_steps(dtype):
     """One row, listed at the first step and after n others; the oracle says what it finds."""
     hyper = oracle.HyperParameters(**NUMBERS)
@@ -313,7 +320,7 @@ def test_setting_global_step_keeps_how_far_rows_are_behind():
 def test_catch_up_counts_the_steps_of_its_rows_in_state_nbytes():
     sizes = {
         policy: adam([np.ones((9, 3), np.float32)], row_policy=policy).state_nbytes
-        for policy in ("exact", "lazy", "catch_up")
+        for policy in POLICIES
     }
     assert sizes["exact"] == sizes["lazy"] == 2 * 27 * 4
     assert sizes["catch_up"] == sizes["exact"] + 9 * 8
@@ -322,9 +329,9 @@ def test_catch_up_counts_the_steps_of_its_rows_in_state_nbytes():
 # MindSpore's weight decay
 
 
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_policy
 @pytest.mark.parametrize("options", [{}, {"use_nesterov": True}, {"loss_scale": 3.0}])
-@every_dtype
+@every_real
 def test_mindspore_decays_once_per_entry_on_listed_rows(policy, options, dtype):
     """A row with n entries is that of a dense step with n times the weight decay."""
     rng = np.random.default_rng(25)
@@ -395,8 +402,8 @@ SCIPY_KINDS = (
 
 
 @pytest.mark.parametrize("name", SCIPY_KINDS)
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
-@every_dtype
+@every_policy
+@every_real
 def test_scipy_matrices(name, policy, dtype):
     sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
     rng = np.random.default_rng(26)
@@ -408,7 +415,7 @@ def test_scipy_matrices(name, policy, dtype):
     check_same_as_rows(lambda: made, indices, matrix[indices], matrix.shape, policy)
 
 
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_policy
 def test_scipy_entries_that_repeat_are_summed(policy):
     sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
     rows, columns = np.array([5, 2, 5, 5]), np.array([0, 1, 0, 1])
@@ -435,10 +442,10 @@ def test_scipy_arrays_of_one_axis(name):
     check_same_as_rows(lambda: made, np.array([1, 3]), entries, (4,), "exact")
 
 
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_policy
 @pytest.mark.parametrize("shape", [(9,), (9, 4), (9, 2, 3)])
 @pytest.mark.parametrize("coalesced", [False, True])
-@every_dtype
+@every_real
 def test_torch_sparse_tensors(policy, shape, coalesced, dtype):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     rng = np.random.default_rng(27)
@@ -503,16 +510,17 @@ TABLES = (
     (7, 3, 33003),
 )
 
-POLICIES = {
-    "exact": {"row_policy": "exact", "weight_decay": 0.037},
-    "exact-amsgrad-nesterov": {"use_amsgrad": True, "use_nesterov": True},
-    "exact-mindspore": {"numerics": "mindspore", "weight_decay": 0.037},
-    "exact-clipped": {"max_grad_norm": 1.0},
-    "lazy": {"row_policy": "lazy", "weight_decay": 0.037},
-    "lazy-mindspore": {"row_policy": "lazy", "numerics": "mindspore", "weight_decay": 0.037},
-    "lazy-clipped": {"row_policy": "lazy", "max_grad_norm": 1.0},
-    "catch_up": {"row_policy": "catch_up", "use_nesterov": True},
-    "catch_up-clipped": {"row_policy": "catch_up", "max_grad_norm": 1.0},
+ROW_OPTIONS = {
+    f"{policy}-{name}": {"row_policy": policy, **options}
+    for policy in POLICIES
+    for name, options in {
+        "l2": RULES["adam-l2"],
+        "nesterov": RULES["nesterov"],
+        "amsgrad": RULES["amsgrad_nesterov"],
+        "mindspore": MINDSPORE_RULES["mindspore-adam-l2"],
+        "clip": MEASURES["clip"],
+    }.items()
+    if (policy, name) != ("lazy", "amsgrad")
 }
 
 
@@ -540,7 +548,7 @@ def identity_problem(dtype, *, finite):
 
 def run_tables(tables, steps, options, threads):
     arrays = [table.copy() for table in tables]
-    optimizer = adam(arrays, **{"loss_scale": 3.0, **options}, num_threads=threads)
+    optimizer = adam(arrays, **{**SCALED, **options}, num_threads=threads)
     for grads in steps:
         optimizer(grads)
     states = states_of(optimizer).items()
@@ -548,11 +556,9 @@ def run_tables(tables, steps, options, threads):
     return kinds, optimizer.last_grad_norm
 
 
-@pytest.mark.parametrize("options", POLICIES.values(), ids=POLICIES)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@every("options", ROW_OPTIONS)
+@every_dtype
 def test_sparse_bits_on_any_isa_with_any_threads(options, dtype, select_isa, identity):
-    if dtype == "bfloat16":
-        dtype = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed").bfloat16
     tables, steps = identity_problem(dtype, finite="max_grad_norm" in options)
     select_isa("scalar")
     wanted, norm = run_tables(tables, steps, options, 1)
@@ -572,7 +578,7 @@ def test_sparse_bits_on_any_isa_with_any_threads(options, dtype, select_isa, ide
             assert not wrong, f"{isa}, {threads} threads: other bits in tables {wrong}"
 
 
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_policy
 @pytest.mark.parametrize("count", COUNTS)
 @every_index_dtype
 def test_every_count_of_entries_is_summed_in_order(policy, count, index_dtype):

@@ -3,8 +3,6 @@
 After a refusal the next correct call has the bits of that of an optimizer that was never asked.
 """
 
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -18,13 +16,15 @@ from helpers import (
     parameters,
     replaced,
     row_tensor,
+    run_python,
     values,
 )
+from rules import every, every_numerics, every_policy
 
 SHAPES = ((6, 3), (4, 3), (7,), (5, 2, 1, 3))  # a row is never longer than a parameter
 POSITIONS = range(len(SHAPES))
 SPARSE_POSITIONS = (0, 2, 3)
-POLICIES = {
+OPTIONS = {
     "exact": {"use_amsgrad": True, "weight_decay": 0.01},
     "lazy": {"use_lazy": True, "weight_decay": 0.01},
     "catch_up": {"row_policy": "catch_up", "use_amsgrad": True},
@@ -33,7 +33,7 @@ POLICIES = {
 }
 
 every_position = pytest.mark.parametrize("position", POSITIONS)
-every_policy = pytest.mark.parametrize("options", POLICIES.values(), ids=POLICIES)
+every_options = every("options", OPTIONS)
 
 
 def initial_arrays(dtype=np.float32, shapes=SHAPES):
@@ -98,7 +98,7 @@ BAD_INDICES = {
 
 
 @every_position
-@every_policy
+@every_options
 @pytest.mark.parametrize("make", BAD_INDICES.values(), ids=BAD_INDICES)
 def test_an_index_outside_the_table(make, options, position):
     def spoil(_, position):
@@ -108,7 +108,7 @@ def test_an_index_outside_the_table(make, options, position):
 
 
 @every_position
-@pytest.mark.parametrize("options", [POLICIES["exact"], POLICIES["lazy"]], ids=["exact", "lazy"])
+@pytest.mark.parametrize("options", [OPTIONS["exact"], OPTIONS["lazy"]], ids=["exact", "lazy"])
 @pytest.mark.parametrize("entry", [0, 8191, 8192, 19_999])
 def test_one_bad_index_among_many(entry, options, position):
     indices = np.zeros(20_000, np.int64)
@@ -136,7 +136,7 @@ BAD_TYPES = {
 
 
 @every_position
-@every_policy
+@every_options
 @pytest.mark.parametrize(("indices", "fragment"), BAD_TYPES.values(), ids=BAD_TYPES)
 def test_indices_of_another_type(indices, fragment, options, position):
     def spoil(_, position):
@@ -147,7 +147,7 @@ def test_indices_of_another_type(indices, fragment, options, position):
 
 
 @every_position
-@pytest.mark.parametrize("options", [POLICIES["exact"], POLICIES["lazy"]], ids=["exact", "lazy"])
+@pytest.mark.parametrize("options", [OPTIONS["exact"], OPTIONS["lazy"]], ids=["exact", "lazy"])
 @pytest.mark.parametrize(
     "indices",
     [np.array([[0], [1]]), np.array([[0, 1], [1, 0]]), np.zeros((1, 1, 2), np.int64), np.array(1)],
@@ -199,7 +199,7 @@ BAD_VALUES = {
 
 
 @every_position
-@every_policy
+@every_options
 @pytest.mark.parametrize(("change", "error", "fragment"), BAD_VALUES.values(), ids=BAD_VALUES)
 def test_bad_values(change, error, fragment, options, position):
     wanted = (f"values of grads[{position}]", fragment)
@@ -217,7 +217,7 @@ BAD_SHAPES = {
 
 
 @every_position
-@pytest.mark.parametrize("options", [POLICIES["exact"], POLICIES["lazy"]], ids=["exact", "lazy"])
+@pytest.mark.parametrize("options", [OPTIONS["exact"], OPTIONS["lazy"]], ids=["exact", "lazy"])
 @pytest.mark.parametrize("change", BAD_SHAPES.values(), ids=BAD_SHAPES)
 def test_a_dense_shape_unlike_the_parameter(change, options, position):
     def spoil(_, position):
@@ -243,7 +243,7 @@ def all_states(optimizer, position):
 
 
 @every_position
-@every_policy
+@every_options
 @pytest.mark.parametrize("other", POSITIONS)
 @pytest.mark.parametrize("kind", ["param", "moment1", "moment2", "vhat"])
 def test_values_that_are_a_parameter_or_a_state(kind, other, options, position):
@@ -261,7 +261,7 @@ def test_values_that_are_a_parameter_or_a_state(kind, other, options, position):
 
 
 @every_position
-@every_policy
+@every_options
 @pytest.mark.parametrize("other", POSITIONS)
 @pytest.mark.parametrize("index_dtype", [np.int32, np.int64])
 @pytest.mark.parametrize("kind", ["param", "moment1"])
@@ -277,7 +277,7 @@ def test_indices_that_are_a_parameter_or_a_state(kind, index_dtype, other, optio
 
 
 @every_position
-@pytest.mark.parametrize("options", [POLICIES["exact"], POLICIES["lazy"]], ids=["exact", "lazy"])
+@pytest.mark.parametrize("options", [OPTIONS["exact"], OPTIONS["lazy"]], ids=["exact", "lazy"])
 def test_a_parameter_made_read_only(options, position):
     optimizer, twin = (make_optimizer(options) for _ in range(2))
     data = optimizer.parameters[position].data
@@ -295,7 +295,7 @@ def test_a_parameter_made_read_only(options, position):
     check_same_states(optimizer, twin)
 
 
-@every_policy
+@every_options
 @pytest.mark.parametrize("count", [0, 1, 3, 5, 8])
 def test_a_wrong_number_of_gradients(count, options):
     optimizer, twin = (make_optimizer(options) for _ in range(2))
@@ -310,7 +310,7 @@ def test_a_wrong_number_of_gradients(count, options):
 
 
 @every_position
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_policy
 def test_a_parameter_without_axes(policy, position):
     shapes = replaced(list(SHAPES), position, ())
     rng = np.random.default_rng(32)
@@ -339,8 +339,8 @@ def test_a_parameter_without_axes(policy, position):
 
 
 @every_position
-@pytest.mark.parametrize("numerics", ["standard", "mindspore"])
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_numerics
+@every_policy
 def test_a_parameter_with_grad_centralization(policy, numerics, position):
     """Of one and two axes too, where the option has no effect on dense gradients."""
 
@@ -452,21 +452,15 @@ RACE = """
 """
 
 
-@pytest.mark.parametrize("policy", ["exact", "lazy", "catch_up"])
+@every_policy
 def test_indices_that_another_thread_changes_never_crash(policy):
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RACE), policy],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_python("-c", textwrap.dedent(RACE), policy)
     assert done.returncode == 0, done.stderr
 
 
 def test_what_is_compared_holds_all_states():
     """The comparison itself: it sees every array and counter."""
-    optimizer = make_optimizer(POLICIES["exact"])
+    optimizer = make_optimizer(OPTIONS["exact"])
     before = everything(optimizer)
     assert len(before[0]) == 4 * len(SHAPES)
     for array in (optimizer.parameters[2].data, optimizer.moment1[3], optimizer.vhat[0]):
