@@ -18,11 +18,9 @@ ADAMAS_RULE bool is_mindspore(const AdamConfig& config) {
   return config.numerics == Numerics::mindspore;
 }
 
-// MindSpore keeps hyper-parameters and learning rates in float32 tensors and derives the rest, such
-// as 1 - beta1, from those.  What float32 can't hold becomes zero or infinite, for the checks of
-// the core to find.
-
-// The options that steps compute with.
+// The options that steps compute with.  MindSpore keeps hyper-parameters and learning rates in
+// float32 tensors and derives the rest, such as 1 - beta1, from those.  What float32 can't hold
+// becomes zero or infinite, for the checks of the core to find.
 ADAMAS_RULE AdamConfig used_config(AdamConfig config) {
   if (!is_mindspore(config)) return config;
   config.beta1 = as_float32(config.beta1);
