@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "adamas/optimizer.hpp"
+#include "rules/low_precision.hpp"
 
 namespace adamas::core {
 
@@ -28,9 +29,9 @@ struct Tensor {
     return real == DType::float64 ? ItemType::float64 : ItemType::float32;
   }
   ItemType moment_item() const {
-    return format == StateFormat::real       ? real_item()
-           : format == StateFormat::bfloat16 ? ItemType::uint16
-                                             : ItemType::uint8;
+    if (format == StateFormat::real) return real_item();
+    const std::size_t nbytes = rules::stored_nbytes(rules::ElementFormats(), format);
+    return nbytes == 1 ? ItemType::uint8 : ItemType::uint16;
   }
   std::int64_t moment_nbytes() const {  // of one element
     return static_cast<std::int64_t>(item_size(moment_item()));

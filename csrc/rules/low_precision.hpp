@@ -19,6 +19,7 @@
 // 0, and all its elements NaN.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "rules/half.hpp"
@@ -80,6 +81,14 @@ struct BFloat16Moments {
 };
 
 using ElementFormats = TypeList<BFloat16Moments>;
+
+// Bytes of a moment in a format other than `real`; one in int8.
+template <class... Formats>
+constexpr std::size_t stored_nbytes(TypeList<Formats...>, StateFormat format) {
+  std::size_t nbytes = 1;
+  ((format == Formats::kFormat ? void(nbytes = sizeof(typename Formats::Bits)) : void()), ...);
+  return nbytes;
+}
 
 // The most elements that share a scale.
 constexpr int kLargestScaleBlock = 256;
