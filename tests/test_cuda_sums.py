@@ -20,7 +20,6 @@ from rules import (
 
 pytestmark = pytest.mark.usefixtures("device")
 
-
 SHAPES = ((1,), (3, 5), (7,), (16411,), (40, 1025), (2, 3, 20000))
 
 
