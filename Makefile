@@ -105,6 +105,8 @@ clean:
 	rm -rf .venv build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON): apt-get install python3"; exit 1; }
+	@$(PYTHON) tools/check_system.py
 	$(PYTHON) -m venv .venv
 
 # An extra is installed again when a source has changed; the build folder makes that quick.
