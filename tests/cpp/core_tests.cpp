@@ -7,7 +7,7 @@
 namespace {
 
 struct Test {
-  std::string_view name;
+  const char* name;
   void (*run)();
 };
 
@@ -18,16 +18,16 @@ constexpr Test kTests[] = {
 };
 
 void run(const Test& test) {
-  std::puts(test.name.data());
+  std::puts(test.name);
   std::fflush(stdout);
   test.run();
 }
 
-bool run_named(std::string_view name) {
+bool run_named(const char* name) {
   for (const Test& test : kTests) {
-    if (test.name == name) return run(test), true;
+    if (std::string_view(name) == test.name) return run(test), true;
   }
-  std::fprintf(stderr, "core_tests: no test is called %s\n", name.data());
+  std::fprintf(stderr, "core_tests: no test is called %s\n", name);
   return false;
 }
 
