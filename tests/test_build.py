@@ -20,7 +20,7 @@ def test_make_names_all_that_is_missing_at_once(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(CHECK), run_name="__main__")
     *missing, command = caught.value.code.splitlines()
@@ -34,7 +34,7 @@ def test_make_finds_what_is_there(monkeypatch, tmp_path):
     (tmp_path / "Python.h").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: sys)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: sys)
     runpy.run_path(str(CHECK), run_name="__main__")
 
 
