@@ -4,6 +4,8 @@
 #   make test    the test suite; PYTEST_ARGS="-k identity" runs a part of it
 #   make test-long   what takes long besides: all combinations of the grids, 300 killed processes
 #   make lint    ruff, mypy and clang-format; changes nothing
+#   make warnings   all C++ compiled by g++ and by clang++, where a warning is an error
+#   make tidy    clang-tidy, where a finding is an error
 #   make bench   the step against the limit of the memory and the peers that are installed
 #   make bench-guard   the main rows again, against those stored in bench/results
 #   make docs    the documentation, docs/_build/html/index.html; a warning is an error
@@ -23,16 +25,24 @@ CXX_FILES := $(shell find csrc tests examples -name '*.[ch]pp' -o -name '*.h' -o
 FIXED_ADDRESSES := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 library = $(shell c++ -print-file-name=$(1))
 
-# $(1): the sanitizer, $(2): the build folder
-define build_cpp_tests
-	$(BIN)/cmake -S . -B $(2) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DADAMAS_SANITIZER=$(1) -DADAMAS_TESTS=ON \
-	  -DADAMAS_PYTHON=OFF -DADAMAS_CUDA=OFF
-	$(BIN)/cmake --build $(2)
-endef
-run_cpp_tests = $(FIXED_ADDRESSES) $(BIN)/ctest --test-dir $(1) --verbose
+# Those of .venv, whatever else there is.
+WITH_TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo test test-long lint format bench bench-guard tsan asan wheel docs clean
+# $(1): one of CMakePresets.json
+define cpp_tests
+	$(WITH_TOOLS) cmake --preset $(1)
+	$(WITH_TOOLS) cmake --build --preset $(1)
+	$(WITH_TOOLS) $(FIXED_ADDRESSES) ctest --preset $(1)
+endef
+
+# $(1): a compiler.  All that is written in C++, in build/cpp/$(1).
+define configure_all
+	$(WITH_TOOLS) cmake --preset dev -B build/cpp/$(1) -DCMAKE_CXX_COMPILER=$(1) \
+	  -DADAMAS_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+endef
+
+.PHONY: demo test test-long lint format warnings tidy bench bench-guard tsan asan wheel docs clean
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/train_lenet.py
@@ -66,8 +76,20 @@ format: .venv/installed-lint
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_FILES)
 
+# The emulated device as well: that is what the kernels of devices are compiled with here.
+warnings: .venv/installed-lint
+	$(call configure_all,g++)
+	$(WITH_TOOLS) cmake --build build/cpp/g++ --target all adamas_cuda_emulated
+	$(call configure_all,clang++)
+	$(WITH_TOOLS) cmake --build build/cpp/clang++ --target all adamas_cuda_emulated
+	$(WITH_TOOLS) ctest --test-dir build/cpp/clang++ --output-on-failure
+
+# Reads the commands of a build, and so the generated files, but no objects.
+tidy: .venv/installed-lint
+	$(call configure_all,g++)
+	$(BIN)/python $(BIN)/run-clang-tidy.py -quiet -p build/cpp/g++ -clang-tidy-binary $(BIN)/clang-tidy
+
 # One level deeper than the plain build, whose objects a test looks for.
-TSAN := build/tsan
 ASAN := build/asan
 # What reaches every binding and kernel, with many threads as well; and a part of test_identity.py.
 ASAN_TESTS := $(addprefix tests/test_,refusals.py optimizer.py locking.py apply.py clip_skip.py \
@@ -75,8 +97,7 @@ ASAN_TESTS := $(addprefix tests/test_,refusals.py optimizer.py locking.py apply.
 ASAN_IDENTITY := (small_size and amsgrad_nesterov) or short_rows or any_bits
 
 tsan: .venv/installed-sanitize
-	$(call build_cpp_tests,thread,$(TSAN)/cpp)
-	TSAN_OPTIONS=halt_on_error=1 $(call run_cpp_tests,$(TSAN)/cpp)
+	$(call cpp_tests,tsan)
 
 # The interpreter is not sanitized itself: the libraries come before it, and its leaks are its own.
 ASAN_PYTEST = $(FIXED_ADDRESSES) env \
@@ -85,8 +106,7 @@ ASAN_PYTEST = $(FIXED_ADDRESSES) env \
   $(BIN)/python -m pytest --quiet
 
 asan: .venv/installed-sanitize .venv/installed-test $(ASAN)/installed
-	$(call build_cpp_tests,address,$(ASAN)/cpp)
-	$(call run_cpp_tests,$(ASAN)/cpp)
+	$(call cpp_tests,asan)
 	$(ASAN_PYTEST) $(ASAN_TESTS) $(PYTEST_ARGS)
 	$(ASAN_PYTEST) tests/test_identity.py -k "$(ASAN_IDENTITY)"
 
@@ -105,9 +125,16 @@ clean:
 	rm -rf .venv build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "No $(PYTHON): apt-get install python3"; exit 1; }
+	@$(PYTHON) tools/check_system.py
 	$(PYTHON) -m venv .venv
 
 # An extra is installed again when a source has changed; the build folder makes that quick.
+install = $(BIN)/python -m pip install --quiet --disable-pip-version-check ".[$(1)]" && touch $@
+
 .venv/installed-%: $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[$*]"
-	touch $@
+	$(call install,$*)
+
+# These tools read the sources and do not use what is built.
+.venv/installed-lint: $(BIN)/python pyproject.toml
+	$(call install,lint)

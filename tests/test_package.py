@@ -1,7 +1,8 @@
 """What a program in C or C++ is built with: the installed headers, library and CMake package.
 
 They are installed in three ways: by `cmake --install` as a shared and as a static library, which is
-built for this test in build/package, and inside the Python package.  Needs cmake and a compiler.
+built for this test in build/package, and inside the Python package.  Needs cmake and a compiler;
+with the static library programs are built by clang too, if there is one.
 """
 
 import os
@@ -115,13 +116,19 @@ def write_sources(folder):
     ]
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=[*WAYS, "static, clang"])
 def programs(request, tmp_path_factory):
     """Return the folder of the programs, built with one of the installed packages."""
-    package = package_of(request.param)
-    folder = tmp_path_factory.mktemp(f"consumer_{request.param}")
+    way, *compiler = request.param.split(", ")
+    if compiler and shutil.which("clang") is None:
+        pytest.skip("clang is not installed")
+    package = package_of(way)
+    folder = tmp_path_factory.mktemp(f"consumer_{way}")
     sources = ";".join(str(path) for path in write_sources(folder))
-    return cmake(CONSUMER, folder / "build", f"-DPROGRAMS={sources}", f"-Dadamas_DIR={package}")
+    options = [f"-DPROGRAMS={sources}", f"-Dadamas_DIR={package}"]
+    if compiler:
+        options += ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"]
+    return cmake(CONSUMER, folder / "build", *options)
 
 
 # The examples

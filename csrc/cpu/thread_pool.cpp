@@ -75,13 +75,14 @@ void ThreadPool::run(Task task, void* context, std::int64_t chunks) noexcept {
   const int lanes = static_cast<int>(std::min<std::int64_t>(threads_, chunks));
   lanes_in_use_.store(lanes, std::memory_order_relaxed);
   for (int lane = 0; lane < lanes; ++lane) {
+    Lane& share = lanes_[static_cast<std::size_t>(lane)];
     // A worker may still look at this lane for the last job.  Its claims fail from here on, and it
     // can't see the new end before that.
-    lanes_[lane].cursor.store(std::uint64_t{job} << 32 | kNoChunk, std::memory_order_release);
+    share.cursor.store(std::uint64_t{job} << 32 | kNoChunk, std::memory_order_release);
     const auto begin = static_cast<std::uint64_t>(chunks * lane / lanes);
     const auto end = static_cast<std::uint32_t>(chunks * (lane + 1) / lanes);
-    lanes_[lane].end.store(end, std::memory_order_release);
-    lanes_[lane].cursor.store(std::uint64_t{job} << 32 | begin, std::memory_order_release);
+    share.end.store(end, std::memory_order_release);
+    share.cursor.store(std::uint64_t{job} << 32 | begin, std::memory_order_release);
   }
   job_.store(job, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) wake(lanes - 1);
@@ -108,7 +109,7 @@ void ThreadPool::wake(int helpers) noexcept {
 void ThreadPool::drain(int lane, std::uint32_t job) noexcept {
   const int lanes = lanes_in_use_.load(std::memory_order_relaxed);
   for (int offset = 0; offset < lanes; ++offset) {
-    Lane& share = lanes_[(lane + offset) % lanes];
+    Lane& share = lanes_[static_cast<std::size_t>((lane + offset) % lanes)];
     std::uint64_t cursor = share.cursor.load(std::memory_order_acquire);
     while (static_cast<std::uint32_t>(cursor >> 32) == job) {
       const auto chunk = static_cast<std::uint32_t>(cursor);

@@ -24,7 +24,7 @@ inline std::int64_t operations() {
   constexpr std::int64_t kUsual = 2000;
   const char* given = std::getenv("ADAMAS_TEST_OPERATIONS");
   if (given == nullptr || *given == '\0') return kUsual;
-  const std::int64_t wanted = std::atoll(given);
+  const std::int64_t wanted = std::strtoll(given, nullptr, 10);
   CHECK(wanted > 0);
   return wanted;
 }

@@ -272,7 +272,7 @@ void check_step_refused(Pair& pair, const std::vector<Gradient>& grads, Rates ra
 }  // namespace
 
 void steps_follow_the_formula() {
-  for (const std::size_t count : {0, 1, 15, 1009, 40009}) {
+  for (const std::size_t count : {0U, 1U, 15U, 1009U, 40009U}) {
     check_formula<float>(count, 2e-5);
     check_formula<double>(count, 1e-13);
   }
@@ -280,7 +280,7 @@ void steps_follow_the_formula() {
 
 void sparse_steps_equal_dense_steps() {
   for (const AdamConfig& config : row_configs()) {
-    for (const std::size_t entries : {0, 1, 50, 3000, 20011}) {
+    for (const std::size_t entries : {0U, 1U, 50U, 3000U, 20011U}) {
       check_sparse_equals_dense(config, entries);
     }
   }

@@ -319,7 +319,7 @@ void row_merge_refuses_rows_outside() {
   RowMerge merge;
   for (const bool sorted : {false, true}) {
     for (const std::int64_t wrong : {-1L, 10L, INT64_MIN, INT64_MAX}) {
-      for (const std::size_t at : {0, 1, 8191, 8192, 19999}) {
+      for (const std::size_t at : {0U, 1U, 8191U, 8192U, 19999U}) {
         std::vector<std::int64_t> indices(20000, 9);
         CHECK(merge_rows(merge, view(indices), 10, sorted));
         indices[at] = wrong;

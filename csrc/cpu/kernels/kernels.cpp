@@ -248,7 +248,7 @@ double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
 // Squares of float32 numbers do not overflow a double: there the sum of squares tells.
 template <class Real>
 SquareSum square_sum(const void* source, std::int64_t count) {
-  constexpr bool is_double = sizeof(Real) == sizeof(double);
+  constexpr bool kIsDouble = sizeof(Real) == sizeof(double);
   const Real* __restrict values = static_cast<const Real*>(source);
   const std::int64_t whole = count - count % kLanes;
   Lanes squares;
@@ -257,16 +257,16 @@ SquareSum square_sum(const void* source, std::int64_t count) {
     for (int j = 0; j < kLanes; ++j) {
       const double value = static_cast<double>(values[i + j]);
       squares.sum[j] = rules::multiply_add(value, value, squares.sum[j]);
-      if constexpr (is_double) residue.sum[j] += value - value;
+      if constexpr (kIsDouble) residue.sum[j] += value - value;
     }
   }
   for (std::int64_t i = whole; i < count; ++i) {
     const double value = static_cast<double>(values[i]);
     squares.sum[i - whole] = rules::multiply_add(value, value, squares.sum[i - whole]);
-    if constexpr (is_double) residue.sum[i - whole] += value - value;
+    if constexpr (kIsDouble) residue.sum[i - whole] += value - value;
   }
   const double total = squares.total();
-  return {total, is_double ? residue.total() == 0 : total - total == 0};
+  return {total, kIsDouble ? residue.total() == 0 : total - total == 0};
 }
 
 template <class Real>

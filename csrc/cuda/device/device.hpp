@@ -171,7 +171,7 @@ class Handle {
   Handle& operator=(const Handle&) = delete;
 
   Error create(const Device& device, Kind kind, std::size_t nbytes = 0);
-  void swap(Handle& other) {
+  void swap(Handle& other) noexcept {
     std::swap(device_, other.device_);
     std::swap(kind_, other.kind_);
     std::swap(handle_, other.handle_);

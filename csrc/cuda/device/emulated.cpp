@@ -192,7 +192,7 @@ Error fill(void* data, int byte, std::size_t nbytes, Stream stream) {
 template <class Body>
 Error run_kernel(const typename Body::Args& args, std::int64_t blocks) {
   static_assert(sizeof(typename Body::Args) <= 4096, "the limit of CUDA");
-  static_assert(sizeof(typename Body::Shared) <= 48 * 1024, "the limit of CUDA");
+  static_assert(sizeof(typename Body::Shared) <= std::size_t{48} * 1024, "the limit of CUDA");
   const core::FloatEnvironment pinned;
   std::vector<char> shared(sizeof(typename Body::Shared) + 64);
   auto* memory =

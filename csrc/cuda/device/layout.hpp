@@ -16,9 +16,9 @@ class Layout {
 
   template <class T>
   T* take(std::size_t count) {
-    T* array = reinterpret_cast<T*>(memory_ + size_);
+    char* array = memory_ == nullptr ? nullptr : memory_ + size_;
     size_ += (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    return memory_ == nullptr ? nullptr : array;
+    return reinterpret_cast<T*>(array);
   }
   std::size_t size() const { return size_; }
 

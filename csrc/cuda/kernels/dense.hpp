@@ -101,7 +101,7 @@ struct Dense {
       update<kWidth>(work, first + std::int64_t{k} * kWidth);
     }
     for (int k = thread; k < rest; k += kThreads) {
-      update<1>(work, k < head ? slice.begin + k : slice.begin + packs * kWidth + k);
+      update<1>(work, k < head ? slice.begin + k : slice.begin + std::int64_t{packs} * kWidth + k);
     }
   }
 

@@ -32,7 +32,7 @@
 //
 //     // Rates are functions of the step: one entry for each group.
 //     adamas::RateSchedule schedules[2];
-//     schedules[0].learning_rate = [](std::int64_t step) { return 1e-3 / (1.0 + 0.1 * step); };
+//     schedules[0].learning_rate = [](double step) { return 1e-3 / (1.0 + 0.1 * step); };
 //     schedules[0].weight_decay = adamas::constant(0.01);
 //     schedules[1].learning_rate = adamas::constant(1e-2);
 //

@@ -2,7 +2,7 @@
 // passes through, before anything has changed.
 //
 //   adamas::RateSchedule schedule;
-//   schedule.learning_rate = [](std::int64_t step) { return 1e-3 / (1.0 + step); };
+//   schedule.learning_rate = [](double step) { return 1e-3 / (1.0 + step); };
 //   status = adamas::step(*optimizer, grads, {&schedule, 1});
 #pragma once
 

@@ -17,6 +17,7 @@
 
 #include "adamas/adamas.hpp"
 #include "check.hpp"
+#include "core_tests.hpp"
 
 namespace adamas::tests {
 namespace {
@@ -323,7 +324,9 @@ void in_threads(int count, Body body) {
   for (std::thread& thread : threads) thread.join();
 }
 
-void shared_memory() {
+}  // namespace
+
+void shared_memory_loses_no_step() {
   Stage stage;
   in_threads(kThreads, [&](int thread) {
     std::mt19937_64 random(static_cast<std::uint64_t>(thread));
@@ -333,7 +336,7 @@ void shared_memory() {
 }
 
 // Optimizers that have nothing in common but the list of idle thread pools.
-void independent_optimizers() {
+void independent_optimizers_do_not_meet() {
   std::vector<std::unique_ptr<Loner>> loners;
   for (int i = 0; i < 4; ++i) {
     loners.push_back(std::make_unique<Loner>(i < 2 ? 2003 : 4001, i % 2 == 1, 2 + i / 2));
@@ -345,14 +348,4 @@ void independent_optimizers() {
   for (const auto& loner : loners) loner->check();
 }
 
-}  // namespace
 }  // namespace adamas::tests
-
-int main() {
-  using namespace adamas::tests;
-  shared_memory();
-  std::printf("shared memory: %d threads x %lld operations, nothing lost\n", kThreads,
-              static_cast<long long>(operations()));
-  independent_optimizers();
-  std::printf("independent optimizers: the bits of serial steps\n");
-}
