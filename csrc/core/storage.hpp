@@ -30,8 +30,8 @@ struct Tensor {
   }
   ItemType moment_item() const {
     if (format == StateFormat::real) return real_item();
-    const std::size_t nbytes = rules::stored_nbytes(rules::ElementFormats(), format);
-    return nbytes == 1 ? ItemType::uint8 : ItemType::uint16;
+    const bool is_byte = rules::stored_nbytes(rules::ElementFormats(), format) == 1;
+    return is_byte ? ItemType::uint8 : ItemType::uint16;
   }
   std::int64_t moment_nbytes() const {  // of one element
     return static_cast<std::int64_t>(item_size(moment_item()));
