@@ -23,7 +23,6 @@ MAY_INCLUDE = {
 # The bindings and the C API know these headers of the inside and no more.
 SEEN_FROM_OUTSIDE = {
     "core/internals.hpp",
-    "core/options.hpp",
     "cpu/thread_pool.hpp",
 }
 # Kernels are compiled by nvcc, and need the rules and each other only.

@@ -7,7 +7,6 @@
 
 #include "adamas/optimizer.hpp"
 #include "bindings/register.hpp"
-#include "core/options.hpp"
 
 namespace py = pybind11;
 

@@ -11,7 +11,6 @@
 #include "adamas/optimizer.hpp"
 #include "adamas/system.hpp"
 #include "core/internals.hpp"
-#include "core/options.hpp"
 
 struct adamas_optimizer {
   std::unique_ptr<adamas::Optimizer> native;

@@ -84,6 +84,30 @@ struct AdamConfig {
   bool use_offload = false;     // on a device: the state and the update are on the host
 };
 
+// Its members, for those who treat all alike: OPTION(name, whether it decides the bits of later
+// steps).  The C API and the bindings copy them, and a saved state is refused by an optimizer whose
+// options differ in one that decides; the order is that of saved states.
+#define ADAMAS_OPTIONS(OPTION)         \
+  OPTION(numerics, true)               \
+  OPTION(beta1, true)                  \
+  OPTION(beta2, true)                  \
+  OPTION(eps, true)                    \
+  OPTION(use_nesterov, true)           \
+  OPTION(use_amsgrad, true)            \
+  OPTION(decoupled_weight_decay, true) \
+  OPTION(bias_correction, true)        \
+  OPTION(row_policy, true)             \
+  OPTION(max_grad_norm, true)          \
+  OPTION(skip_nonfinite, true)         \
+  OPTION(state_format, true)           \
+  OPTION(seed, true)                   \
+  OPTION(master_weights, true)         \
+  OPTION(loss_scale, false)            \
+  OPTION(use_locking, false)           \
+  OPTION(num_threads, false)           \
+  OPTION(capturable, false)            \
+  OPTION(use_offload, false)
+
 // A parameter: `count` elements at `data`, which the optimizer updates in place and never owns.
 struct ParameterSpec {
   void* data = nullptr;
