@@ -86,3 +86,26 @@ def test_rows_that_are_to_catch_up(identity):
     for _ in range(3):
         step(twins)
         twins.check(identity)
+
+
+def test_rows_keep_their_distance_to_a_step_that_is_set(identity):
+    """Whoever counts: with skip_nonfinite the device does, and its steps differ from the calls."""
+    rng = np.random.default_rng(4)
+    twins = Twins(
+        [np.ones((9, 4), np.float32)],
+        lambda params: adamas.Adam(params, 0.01, row_policy="catch_up", skip_nonfinite=True),
+    )
+
+    def step(first=1.0):
+        indices = rng.integers(0, 9, 4)
+        entries = rng.standard_normal((4, 4)).astype(np.float32)
+        entries[0, 0] *= first
+        step_rows(twins, [sparse(indices, entries, (9, 4))])
+
+    for first in (1.0, np.nan, 1.0, 1.0):
+        step(first)
+    assert twins.gpu.skipped_steps == 1
+    twins.cpu.global_step = twins.gpu.global_step = 50
+    for _ in range(3):
+        step()
+        twins.check(identity)

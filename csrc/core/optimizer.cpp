@@ -78,16 +78,20 @@ Status Optimizer::Impl::apply(std::size_t i, const Gradient& grad,
   return status;
 }
 
-// All but the loss scale.  Zeros if an engine that counts by itself fails, which the next step
-// reports.
+// All but the loss scale, for a caller that holds the mutex.
+Status Optimizer::Impl::read_counters(Counters* now) const noexcept {
+  if (engine->counts_steps()) return engine->read_counters(now);
+  counters.read(now);
+  return {};
+}
+
+// The same for any caller, who waits for nobody unless an engine counts by itself.  Zeros if that
+// fails, which the next step reports.
 Counters Optimizer::Impl::counted() const noexcept {
+  std::unique_lock<core::CallMutex> lock(mutex, std::defer_lock);
+  if (engine->counts_steps()) lock.lock();
   Counters now;
-  if (!engine->counts_steps()) {
-    counters.read(&now);
-    return now;
-  }
-  const std::lock_guard<core::CallMutex> lock(mutex);
-  return engine->read_counters(&now).ok() ? now : Counters{};
+  return read_counters(&now).ok() ? now : Counters{};
 }
 
 Status Optimizer::create(const AdamConfig& config, Span<const ParameterSpec> parameters,
@@ -176,7 +180,9 @@ Status Optimizer::set_global_step(std::int64_t step) noexcept {
   if (step < 0 || step > core::kMaxStep) return bad("global_step must be in [0, 2^62]");
   const std::lock_guard<core::CallMutex> lock(impl.mutex);
   if (Status status = impl.parts.check_closed(); !status.ok()) return status;
-  Status status = impl.engine->set_global_step(step, step - impl.counters.global_step());
+  Counters now;
+  Status status = impl.read_counters(&now);
+  if (status.ok()) status = impl.engine->set_global_step(step, step - now.global_step);
   if (status.ok()) impl.counters.set_global_step(step);
   return status;
 }

@@ -25,6 +25,7 @@ struct Optimizer::Impl {
   Status step(Span<const Gradient> grads, Span<const Rates> rates,
               const Queueing& queueing) noexcept;
   Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept;
+  Status read_counters(Counters* now) const noexcept;
   Counters counted() const noexcept;
 
   // state_copies.cpp

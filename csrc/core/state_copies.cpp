@@ -74,9 +74,7 @@ Status Optimizer::save(Span<const ArrayCopy> to, Counters* counters) const noexc
     if (Status status = impl.engine->copy_out(copy); !status.ok()) return status;
   }
   counters->loss_scale = impl.config.loss_scale;
-  if (impl.engine->counts_steps()) return impl.engine->read_counters(counters);
-  impl.counters.read(counters);
-  return {};
+  return impl.read_counters(counters);
 }
 
 Status Optimizer::load(Span<const ArrayCopy> from, const Counters& counters) noexcept {
