@@ -11,8 +11,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import oracle
+
 REALS = (np.float32, np.float64)  # the types of the arithmetic
-HALVES = (np.float16, ml_dtypes.bfloat16)  # stored only
+# Stored only, with their definitions.
+HALF_FORMATS = {np.float16: oracle.FLOAT16, ml_dtypes.bfloat16: oracle.BFLOAT16}
+HALVES = tuple(HALF_FORMATS)
 DTYPES = (*REALS, *HALVES)
 
 NUMBERS = {"learning_rate": 0.013, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6}

@@ -15,6 +15,7 @@ import combinations
 from adamas import _core
 from c_api import Config, Gradient, Parameter, Rates, Status, initialized
 from helpers import ISAS, bits
+from rules import STATE_DTYPES
 
 MOMENT1, MOMENT2, VHAT, MASTER, ROW_STEP = range(5)
 RATES = ((0.01, 0.1), (0.02, 0.0))
@@ -37,8 +38,13 @@ VARIANTS = {
     ),
     "lazy": ({"row_policy": 1, "use_locking": 1}, {"row_policy": "lazy", "use_locking": True}),
     "catch_up": ({"row_policy": 2}, {"row_policy": "catch_up"}),
-    "bfloat16": ({"state_format": 1, "seed": 5}, {"state_dtype": "bfloat16", "seed": 5}),
-    "int8": ({"state_format": 2, "seed": 2**64 - 1}, {"state_dtype": "int8", "seed": 2**64 - 1}),
+    **{
+        name: (
+            {"state_format": number, "seed": 2**64 - 1},
+            {"state_dtype": name, "seed": 2**64 - 1},
+        )
+        for number, name in enumerate(STATE_DTYPES, 1)
+    },
     "masters": ({"master_weights": 1}, {"master_weights": True}),
 }
 

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 import adamas
 from adamas import _core
 from helpers import bits, check_refused, everything, run_python, run_threads
+from rules import STATE_DTYPES
 
 OPTIONS = {"learning_rate": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}
 
@@ -95,7 +96,7 @@ def test_arrays_are_as_they_are_stored(dtype, options, types):
         assert entry["scale1"].shape == entry["scale2"].shape == (3,)
 
 
-@pytest.mark.parametrize("state_dtype", [None, "bfloat16", "int8"])
+@pytest.mark.parametrize("state_dtype", [None, *STATE_DTYPES])
 def test_scales_are_shown_in_their_own_shape(state_dtype):
     native = make(state_dtype=state_dtype)._native
     scales = native.state(_core.StateKind.scale1, 1)

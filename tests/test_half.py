@@ -22,6 +22,8 @@ from helpers import (
     widened,
 )
 from rules import (
+    HALF_FORMATS,
+    HALVES,
     MINDSPORE_RULES,
     NUMBERS,
     RULES,
@@ -35,7 +37,6 @@ from rules import (
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
 
 BFLOAT16 = ml_dtypes.bfloat16
-HALVES = {np.float16: oracle.FLOAT16, BFLOAT16: oracle.BFLOAT16}
 TYPES = (np.float32, *HALVES)
 SIZES = (*range(35), 63, 64, 65, 1009, 1023, 1024, 1025, 2049, 16381, 16411, 33003)
 
@@ -124,12 +125,12 @@ def test_rounding_to_nearest_even(half, isa, select_isa):
     np.testing.assert_array_equal(bits(stored), bits(narrowed(wide, half)))
     numbers = ~np.isnan(wide)
     np.testing.assert_array_equal(
-        widened(stored[numbers]), oracle.rounded(HALVES[half], wide[numbers])
+        widened(stored[numbers]), oracle.rounded(HALF_FORMATS[half], wide[numbers])
     )
     assert np.isnan(widened(stored[~numbers])).all()
 
 
-@pytest.mark.parametrize("half", [np.float16, BFLOAT16], ids=["float16", "bfloat16"])
+@every_half
 def test_the_master_of_a_subnormal_whatever_the_process_has_set(half):
     """Other packages make the processor flush subnormals, for the whole thread."""
     torch = pytest.importorskip("torch", reason="torch is not installed")

@@ -32,15 +32,16 @@ def random_bits(seed, step, parameter, count):
     return x ^ (x >> 16)
 
 
-def encode_bfloat16(moment1, moment2, random):
-    def encode(values, noise):
-        return ((values.view(np.uint32) + noise) >> 16).astype(np.uint16)
-
-    return encode(moment1, random >> 16), encode(moment2, random & 0xFFFF)
+def encode_bfloat16(values, noise):
+    return ((values.view(np.uint32) + noise) >> 16).astype(np.uint16)
 
 
 def decode_bfloat16(codes):
     return (codes.astype(np.uint32) << 16).view(np.float32)
+
+
+# Formats that round each element by itself: how, with 16 random bits, and back.
+ELEMENT_FORMATS = {"bfloat16": (encode_bfloat16, decode_bfloat16)}
 
 
 def scale_of(block):
@@ -92,9 +93,10 @@ class Emulated:
         random = random_bits(self.seed, step, 0, self.param.size)
         moments = [m[0] for m in (self.optimizer.moment1, self.optimizer.moment2)]
         flat = [m.reshape(-1) for m in moments]
-        if self.state_dtype == "bfloat16":
-            for values, codes in zip(flat, encode_bfloat16(*flat, random), strict=True):
-                values[:] = decode_bfloat16(codes)
+        if self.state_dtype != "int8":
+            encode, decode = ELEMENT_FORMATS[self.state_dtype]
+            for values, noise in zip(flat, (random >> 16, random & 0xFFFF), strict=True):
+                values[:] = decode(encode(values, noise))
             return
         length = block_length(self.param.shape)
         for begin in range(0, self.param.size, length):
@@ -268,7 +270,7 @@ def test_what_is_too_large_for_a_scale_becomes_nan():
 @pytest.mark.parametrize(
     ("options", "error", "fragment"),
     [
-        ({"state_dtype": "float16"}, ValueError, "state_dtype"),
+        ({"state_dtype": "bflaot16"}, ValueError, "state_dtype"),
         ({"state_dtype": np.float32}, TypeError, "state_dtype"),
         ({"state_dtype": "int8", "row_policy": "catch_up"}, ValueError, "catch_up"),
         ({"seed": -1}, ValueError, "seed"),

@@ -41,7 +41,8 @@ def test_every_member_of_the_options_is_in_a_list(member, configs):
 
 
 def test_every_element_type_is_in_a_list():
-    assert {np.dtype(dtype).name for dtype in DTYPES} == set(c_api.DTYPES)
+    names = {np.dtype(dtype).name for dtype in DTYPES}
+    assert names == set(_core.DTYPES) == set(c_api.DTYPES)
     assert {dtype for dtype, _ in TYPES.values()} == set(DTYPES)
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import adamas
 from helpers import Falling, Rising, states_of
+from rules import STATE_DTYPES
 
 KNOWN = Path(__file__).with_name("trajectories.json")
 SHAPES = ((5, 3, 3), (33, 16), (9,), (0, 4), (40000,))
@@ -44,7 +45,7 @@ DENSE = {
     "float16": (F16, {"loss_scale": 128.0}),
     "float16_master": (F16, {"master_weights": True, "use_amsgrad": True}),
     "bfloat16_nesterov": (BF16, {"use_nesterov": True}),
-    "state_bfloat16": (np.float32, {"state_dtype": "bfloat16", "seed": 7}),
+    **{f"state_{name}": (np.float32, {"state_dtype": name, "seed": 7}) for name in STATE_DTYPES},
     "state_int8": (np.float32, {"state_dtype": "int8", "seed": 7, "weight_decay": 0.01}),
 }
 SPARSE = {

@@ -11,7 +11,7 @@ weight = adamas.Parameter(array, name="weight")
 adamas.Adam([weight], learning_rat=0.1)  # wrong
 adamas.Adam([weight], row_policy="lasy")  # wrong
 adamas.Adam([weight], numerics="pytorch")  # wrong
-adamas.Adam([weight], state_dtype="float16")  # wrong
+adamas.Adam([weight], state_dtype="bflaot16")  # wrong
 adamas.Adam([weight], learning_rate="0.1")  # wrong
 adamas.Adam([weight], weight_decay=[0.1, 0.2])  # wrong
 adamas.Adam([array])  # wrong

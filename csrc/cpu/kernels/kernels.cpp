@@ -349,6 +349,7 @@ constexpr void fill_format(KernelTable& table) {
 
 template <class... Formats>
 constexpr void fill_formats(KernelTable& table, rules::TypeList<Formats...>) {
+  static_assert(sizeof...(Formats) + 2 == kStateFormats);  // and real, int8
   (fill_format<Formats>(table), ...);
 }
 
