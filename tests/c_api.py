@@ -26,6 +26,7 @@ class Config(ctypes.Structure):
         *((name, c_int32) for name in ("use_nesterov", "use_amsgrad", "decoupled_weight_decay")),
         *((name, c_int32) for name in ("bias_correction", "master_weights", "use_locking")),
         *((name, c_int32) for name in ("skip_nonfinite", "capturable", "use_offload")),
+        ("reserved", c_int32),
     ]
 
 
@@ -38,6 +39,7 @@ class Parameter(ctypes.Structure):
         *((name, c_int32) for name in ("dtype", "rates", "centralize", "device")),
         ("second_axis", c_int64),
         ("axes", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -70,6 +72,7 @@ class Counters(ctypes.Structure):
         *((name, c_int64) for name in ("global_step", "skipped_steps")),
         *((name, c_double) for name in ("loss_scale", "last_grad_norm")),
         ("last_step_skipped", c_int32),
+        ("reserved", c_int32),
     ]
 
 

@@ -21,7 +21,7 @@ Where the update decides the result, all its roundings count: the two moments, t
 division and three folded constants; Nesterov's numerator adds two more.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -69,6 +69,10 @@ every_rule = every("rule", RULES)
 longdouble_is_wider = np.finfo(np.longdouble).nmant > np.finfo(np.float64).nmant
 
 
+# What a group or another class decides.
+OF_OTHERS = ("grad_centralization", "bias_correction")
+
+
 def make_optimizer(rule, hyper, param):
     """Return an optimizer of one parameter that follows a rule of the oracle."""
     group = {"params": [adamas.Parameter(param)], "grad_centralization": rule.grad_centralization}
@@ -79,9 +83,7 @@ def make_optimizer(rule, hyper, param):
         [group],
         **numbers,
         loss_scale=hyper.loss_scale,
-        use_nesterov=rule.use_nesterov,
-        use_amsgrad=rule.use_amsgrad,
-        decoupled_weight_decay=rule.decoupled_weight_decay,
+        **{name: flag for name, flag in asdict(rule).items() if name not in OF_OTHERS},
     )
 
 

@@ -349,7 +349,7 @@ def test_programs_compiled_with_a_later_header():
 class FormerParameter(ctypes.Structure):
     """That of the first version, in which nothing was said of the axes."""
 
-    _fields_ = Parameter._fields_[: -len(("second_axis", "axes"))]
+    _fields_ = Parameter._fields_[: -len(("second_axis", "axes", "reserved"))]
 
 
 STRUCTS = (Config, FormerParameter, Gradient, Rates, Status, c_api.Counters, c_api.ArrayCopy)
@@ -359,6 +359,17 @@ def test_the_structs_of_the_first_version_stay():
     """Members are only ever added at the end: the library refuses shorter structs than these."""
     sizes = [ctypes.sizeof(struct) for struct in STRUCTS]
     assert sizes == [112, 48, 48, 16, 24, 48, 32]
+
+
+@pytest.mark.parametrize("struct", [Config, Parameter])
+def test_what_is_reserved_must_be_zero(struct):
+    """A member of a later version would stand there, and this library would not see it."""
+    array = np.zeros(3, np.float32)
+    members = {"data": array.ctypes.data, "count": 3}
+    config = initialized(Config, reserved=int(struct is Config))
+    parameter = initialized(Parameter, reserved=int(struct is Parameter), **members)
+    with pytest.raises(RuntimeError, match="does not know"):
+        c_api.Optimizer(config, [parameter])
 
 
 @pytest.mark.parametrize("numerics", [0, 1])

@@ -2,10 +2,12 @@
 #include "adamas/adamas.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <iterator>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "adamas/optimizer.hpp"
@@ -41,11 +43,10 @@ adamas_status guarded(Function function) noexcept {
 
 void set_defaults(adamas_config* config) {
   const AdamConfig usual;
-  config->beta1 = usual.beta1;
-  config->beta2 = usual.beta2;
-  config->eps = usual.eps;
-  config->loss_scale = usual.loss_scale;
-  config->bias_correction = usual.bias_correction;
+#define ADAMAS_DEFAULT(name, decides) \
+  config->name = static_cast<decltype(config->name)>(usual.name);
+  ADAMAS_OPTIONS(ADAMAS_DEFAULT)
+#undef ADAMAS_DEFAULT
 }
 
 void set_defaults(adamas_parameter* parameter) {
@@ -83,6 +84,22 @@ void init(Struct* given, std::size_t struct_size) {
   std::memcpy(static_cast<void*>(given), &usual, std::min(struct_size, sizeof(Struct)));
 }
 
+// No struct ends in padding: a member of a later version that found room there would not be missed.
+template <class Struct, class Member>
+constexpr bool ends_with(Member Struct::*, std::size_t offset) {
+  return offset + sizeof(Member) == sizeof(Struct);
+}
+static_assert(ends_with(&adamas_config::reserved, offsetof(adamas_config, reserved)));
+static_assert(ends_with(&adamas_parameter::reserved, offsetof(adamas_parameter, reserved)));
+static_assert(ends_with(&adamas_gradient::device, offsetof(adamas_gradient, device)));
+static_assert(ends_with(&adamas_queueing::after_count, offsetof(adamas_queueing, after_count)));
+static_assert(ends_with(&adamas_counters::reserved, offsetof(adamas_counters, reserved)));
+
+template <class Struct, class = void>
+struct HasReserved : std::false_type {};
+template <class Struct>
+struct HasReserved<Struct, std::void_t<decltype(Struct::reserved)>> : std::true_type {};
+
 // Copies a struct of the caller's version to one of this; false if that is impossible.
 template <class Struct>
 bool read(const void* given, Struct* full) {
@@ -94,6 +111,9 @@ bool read(const void* given, Struct* full) {
   const auto* bytes = static_cast<const char*>(given);
   std::memcpy(static_cast<void*>(full), bytes, std::min(size, sizeof(Struct)));
   const std::size_t known = std::min(size, sizeof(Struct));
+  if constexpr (HasReserved<Struct>::value) {
+    if (full->reserved != 0) return false;
+  }
   return std::all_of(bytes + known, bytes + size, [](char byte) { return byte == 0; });
 }
 

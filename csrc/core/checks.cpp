@@ -1,12 +1,36 @@
 #include "core/checks.hpp"
 
 #include <cmath>
+#include <utility>
 
 #include "rules/fold_rates.hpp"
 #include "rules/mindspore.hpp"
 
 namespace adamas::core {
 namespace {
+
+// The list of options names every member of AdamConfig: one more initializer than it has lines
+// would be too many, and one for each is not.
+struct Anything {
+  template <class T>
+  operator T() const;
+};
+template <std::size_t>
+using AnythingAt = Anything;
+template <std::size_t... k>
+constexpr auto takes(std::index_sequence<k...>, int)
+    -> decltype(AdamConfig{AnythingAt<k>()...}, true) {
+  return true;
+}
+template <std::size_t... k>
+constexpr bool takes(std::index_sequence<k...>, long) {
+  return false;
+}
+#define ADAMAS_COUNT(name, decides) +1
+constexpr std::size_t kOptions = ADAMAS_OPTIONS(ADAMAS_COUNT);
+#undef ADAMAS_COUNT
+static_assert(takes(std::make_index_sequence<kOptions>(), 0) &&
+              !takes(std::make_index_sequence<kOptions + 1>(), 0));
 
 bool is_probability(double beta) { return beta > 0.0 && beta < 1.0; }
 

@@ -1,5 +1,5 @@
-// What an optimizer counts of its steps; read by any thread at any time.  Of an engine that counts by
-// itself these are the calls, and nobody asks for them.
+// What an optimizer counts of its steps; read by any thread at any time.  Of an engine that counts
+// by itself these are the calls, and nobody asks for them.
 #pragma once
 
 #include <atomic>

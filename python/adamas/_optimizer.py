@@ -457,14 +457,12 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned.
 
-        The optimizer must have parameters of the same names, types and shapes, and the same
-        options: ``numerics``, ``beta1``, ``beta2``, ``eps``, ``use_nesterov``, ``use_amsgrad``,
-        ``decoupled_weight_decay``, ``row_policy``, ``max_grad_norm``, ``skip_nonfinite``,
-        ``state_dtype``, ``seed``, ``master_weights`` and ``grad_centralization``. Learning rates,
-        weight decays, ``use_locking`` and ``num_threads`` may differ, and so may the order of the
-        parameters where nothing depends on it (``max_grad_norm`` and the random bits of
-        ``state_dtype`` do). ``loss_scale`` is loaded. To go on with another option all the same,
-        change it in ``state["options"]``.
+        The optimizer must have parameters of the same names, types and shapes with the same
+        ``grad_centralization``, and the same options that decide bits, which
+        ``state["options"]`` lists. Learning rates, weight decays, ``use_locking`` and
+        ``num_threads`` may differ, and so may the order of the parameters where nothing depends on
+        it (``max_grad_norm`` and the random bits of ``state_dtype`` do). ``loss_scale`` is loaded.
+        To go on with another option all the same, change it in ``state["options"]``.
 
         Parameters
         ----------

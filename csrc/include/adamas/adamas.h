@@ -125,6 +125,7 @@ typedef struct adamas_config {
   int32_t skip_nonfinite;
   int32_t capturable;
   int32_t use_offload;
+  int32_t reserved; /* 0: what a later version may keep here */
 } adamas_config;
 
 /* ParameterSpec */
@@ -139,6 +140,7 @@ typedef struct adamas_parameter {
   int32_t device;
   int64_t second_axis; /* its length, if there are two */
   int32_t axes;        /* 0: not said, and `centralize` is done whatever the shape */
+  int32_t reserved;    /* 0 */
 } adamas_parameter;
 
 /* Gradient */
@@ -185,6 +187,7 @@ typedef struct adamas_counters {
   double loss_scale;
   double last_grad_norm;
   int32_t last_step_skipped;
+  int32_t reserved; /* 0 */
 } adamas_counters;
 
 typedef struct adamas_optimizer adamas_optimizer;
