@@ -1,6 +1,7 @@
 #include "core/checks.hpp"
 
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include "rules/fold_rates.hpp"
@@ -26,9 +27,10 @@ template <std::size_t... k>
 constexpr bool takes(std::index_sequence<k...>, long) {
   return false;
 }
-#define ADAMAS_COUNT(name, decides) +1
-constexpr std::size_t kOptions = ADAMAS_OPTIONS(ADAMAS_COUNT);
-#undef ADAMAS_COUNT
+#define ADAMAS_NAME(name, decides) #name,
+constexpr const char* kOptionNames[] = {ADAMAS_OPTIONS(ADAMAS_NAME)};
+#undef ADAMAS_NAME
+constexpr std::size_t kOptions = std::size(kOptionNames);
 static_assert(takes(std::make_index_sequence<kOptions>(), 0) &&
               !takes(std::make_index_sequence<kOptions + 1>(), 0));
 
