@@ -11,7 +11,7 @@
 namespace adamas::cpu {
 
 // Indices of the tables: the types of arithmetic, and the types that are only stored.
-inline constexpr std::size_t kReals = 2;                  // float32, float64
+inline constexpr std::size_t kReals = 2;  // float32, float64
 inline constexpr std::size_t kHalves = kDTypes - kReals;
 inline constexpr std::size_t kDenseTypes = kStateFormats + 1;  // float32 in each format, float64
 constexpr std::size_t real_index(DType real) { return real == DType::float64 ? 1 : 0; }
