@@ -1,6 +1,5 @@
 #include "cpu/engine.hpp"
 
-#include <algorithm>
 #include <cstring>
 
 #include "core/checks.hpp"

@@ -4,6 +4,15 @@
 #include "rules/decision.hpp"
 
 namespace adamas::cuda {
+namespace {
+
+// For the host's engine, which has nothing to wait for: fetch() has waited for all parameters.
+core::Ordering after_fetch(const core::Ordering& ordering) {
+  static const std::vector<core::RangeLock*> kNoLocks;
+  return {ordering.queueing, kNoLocks};
+}
+
+}  // namespace
 
 Status OffloadEngine::open(const AdamConfig& config, std::int32_t device,
                            std::unique_ptr<core::Engine>* engine) {
@@ -46,7 +55,7 @@ Status OffloadEngine::stream(const core::Selection& staged, const core::StepInpu
   if (Status status = host_.begin(input); !status.ok()) return status;
   for (std::size_t i = staged.first; i < staged.last; ++i) {
     Status status = copies_.wait(i);
-    if (status.ok()) status = host_.apply({i, i + 1, &staged.grad(i)}, ordering);
+    if (status.ok()) status = host_.apply({i, i + 1, &staged.grad(i)}, after_fetch(ordering));
     if (status.ok()) status = copies_.send(i);
     if (!status.ok()) return close(), status;
   }
@@ -59,7 +68,8 @@ Status OffloadEngine::step_at_once(const core::Selection& staged, const core::St
   for (std::size_t i = staged.first; i < staged.last; ++i) {
     if (Status status = copies_.wait(i); !status.ok()) return status;
   }
-  if (Status status = host_.step(staged, input, ordering, result); !status.ok()) return status;
+  if (Status status = host_.step(staged, input, after_fetch(ordering), result); !status.ok())
+    return status;
   for (std::size_t i = staged.first; i < staged.last; ++i) {
     if (Status status = copies_.send(i); !status.ok()) return close(), status;
   }
@@ -71,7 +81,7 @@ Status OffloadEngine::apply(const core::Selection& one, const core::Ordering& or
   core::Selection staged{};
   if (Status status = fetch(one, ordering, &staged); !status.ok()) return status;
   if (Status status = copies_.wait(one.first); !status.ok()) return status;
-  if (Status status = host_.apply(staged, ordering); !status.ok()) return status;
+  if (Status status = host_.apply(staged, after_fetch(ordering)); !status.ok()) return status;
   return finish(copies_.send(one.first), ordering);
 }
 
