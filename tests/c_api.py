@@ -25,7 +25,10 @@ class Config(ctypes.Structure):
         *((name, c_int32) for name in ("numerics", "row_policy", "state_format", "num_threads")),
         *((name, c_int32) for name in ("use_nesterov", "use_amsgrad", "decoupled_weight_decay")),
         *((name, c_int32) for name in ("bias_correction", "master_weights", "use_locking")),
-        *((name, c_int32) for name in ("skip_nonfinite", "capturable", "use_offload")),
+        *((name, c_int32) for name in ("skip_nonfinite", "capturable", "use_offload", "maximize")),
+        ("ema_decay", c_double),
+        *((name, c_int32) for name in ("epsilon_placement", "allow_zero", "clip_per_array")),
+        *((name, c_int32) for name in ("clip_after_decay", "writes_delta")),
         ("reserved", c_int32),
     ]
 

@@ -346,13 +346,19 @@ def test_programs_compiled_with_a_later_header():
     assert caught.value.args[1] == 1
 
 
+class FormerConfig(ctypes.Structure):
+    """That of the first version, whose last member was reserved."""
+
+    _fields_ = [*Config._fields_[:20], ("reserved", ctypes.c_int32)]
+
+
 class FormerParameter(ctypes.Structure):
     """That of the first version, in which nothing was said of the axes."""
 
     _fields_ = Parameter._fields_[: -len(("second_axis", "axes", "reserved"))]
 
 
-STRUCTS = (Config, FormerParameter, Gradient, Rates, Status, c_api.Counters, c_api.ArrayCopy)
+STRUCTS = (FormerConfig, FormerParameter, Gradient, Rates, Status, c_api.Counters, c_api.ArrayCopy)
 
 
 def test_the_structs_of_the_first_version_stay():

@@ -78,7 +78,6 @@ BAD_GRADS = {
     "object": (lambda g: np.full(g.shape, None), TypeError, "object"),
     "str": (lambda g: np.full(g.shape, "1"), TypeError, "<U1"),
     "datetime": (lambda g: np.zeros(g.shape, "M8[s]"), TypeError, "datetime64"),
-    "None": (lambda _: None, TypeError, "NoneType"),
     "float": (lambda _: 1.0, TypeError, "float"),
     "list": (lambda g: g.tolist() if g.ndim else [1.0], TypeError, "list"),
     "string": (lambda _: "gradient", TypeError, "str"),

@@ -93,12 +93,14 @@ void DeviceReader::read(const py::tuple& grads, int, Views& views) const {
 
 void DeviceReader::read(std::size_t i, py::handle grad, Views& views) const {
   views.grads.assign(1, {});
+  if (grad.is_none()) throw py::type_error("grad must be an array on the device, got None");
   read_one(parameters_.at(i), i, grad, views, views.grads.data());
 }
 
 void DeviceReader::find_streams(const py::tuple& grads, std::vector<void*>* streams) const {
   for (std::size_t i = 0; i < std::min(grads.size(), size()) && streams->empty(); ++i) {
     Gradient gradient;
+    if (PyTuple_GET_ITEM(grads.ptr(), static_cast<py::ssize_t>(i)) == Py_None) continue;
     view(parameters_[i], PyTuple_GET_ITEM(grads.ptr(), static_cast<py::ssize_t>(i)), &gradient,
          streams);
   }
@@ -106,7 +108,9 @@ void DeviceReader::find_streams(const py::tuple& grads, std::vector<void*>* stre
 
 void DeviceReader::read_one(const Parameter& parameter, std::size_t i, py::handle grad,
                             Views& views, Gradient* gradient) const {
-  if (!view(parameter, grad, gradient, &views.streams)) {
+  if (grad.is_none()) {
+    gradient->is_absent = true;
+  } else if (!view(parameter, grad, gradient, &views.streams)) {
     const std::string label =
         "grads[" + std::to_string(i) + "] (for parameter '" + parameter.name + "')";
     const py::object result = convert_(grad, parameter.object, label);

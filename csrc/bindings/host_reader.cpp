@@ -77,7 +77,8 @@ void HostReader::read(const py::tuple& grads, int threads, Views& views) const {
   PyObject* const* items = reinterpret_cast<PyTupleObject*>(grads.ptr())->ob_item;
   if (view_all(items, threads, views.grads.data())) return;
   for (std::size_t i = 0; i < size(); ++i) {
-    if (views.grads[i].values == nullptr) convert(i, items[i], views, &views.grads[i]);
+    const Gradient& grad = views.grads[i];
+    if (grad.values == nullptr && !grad.is_absent) convert(i, items[i], views, &views.grads[i]);
   }
   // After all conversions, which run foreign code.
   for (const BoundParameter& parameter : parameters_) parameter.check_unchanged();
@@ -85,9 +86,9 @@ void HostReader::read(const py::tuple& grads, int threads, Views& views) const {
 
 void HostReader::read(std::size_t i, py::handle grad, Views& views) const {
   const BoundParameter& one = parameters_.at(i);
-  views.grads.resize(1);
+  views.grads.assign(1, {});
   PyObject* item = grad.ptr();
-  if (BoundParameter::view(&one, &item, 1, views.grads.data())) return;
+  if (item != Py_None && BoundParameter::view(&one, &item, 1, views.grads.data())) return;
   if (views.grads[0].values == nullptr) convert(i, grad, views, views.grads.data());
   one.check_unchanged();
 }

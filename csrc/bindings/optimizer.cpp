@@ -67,6 +67,13 @@ py::tuple as_tuple(py::handle grads) {
                        std::string(Py_TYPE(grads.ptr())->tp_name));
 }
 
+// The memory of an array of state of the caller's, which python/adamas has checked; null if empty.
+void* state_memory(const py::object& array) {
+  if (py::isinstance<DeviceArray>(array)) return array.cast<const DeviceArray&>().data();
+  auto host = array.cast<py::array>();
+  return host.size() == 0 ? nullptr : host.mutable_data();
+}
+
 // Whether the items are floats in fewer bits, or their scales.
 bool is_encoded(const StateLayout& layout) {
   return layout.type == ItemType::uint8 || layout.type == ItemType::uint16;
@@ -81,8 +88,12 @@ PyRates::PyRates(const std::vector<std::pair<double, double>>& pairs) {
   }
 }
 
+void PyRates::set(std::size_t k, double learning_rate, double weight_decay) {
+  list.at(k) = {learning_rate, weight_decay};
+}
+
 PyOptimizer::PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
-                         const py::function& convert)
+                         const py::function& convert, const std::vector<AdamConfig>& groups)
     : reader_(make_reader(parameters, convert)) {
   std::vector<ParameterSpec> specs;
   std::vector<void*> streams;
@@ -90,8 +101,13 @@ PyOptimizer::PyOptimizer(const std::vector<PyParameter>& parameters, const AdamC
     specs.push_back(reader_->add(parameter, &streams));
     specs.back().rates = parameter.rates;
     specs.back().centralize = parameter.centralize;
+    specs.back().key = parameter.key;
+    for (const auto& [kind, array] : parameter.states) {
+      specs.back().states[static_cast<std::size_t>(kind)] = state_memory(array);
+      states_.push_back(array);
+    }
   }
-  raise(Optimizer::create(config, specs, &native_, streams));
+  raise(Optimizer::create(config, specs, &native_, streams, groups));
 }
 
 void PyOptimizer::step(py::handle grads, const PyRates& rates,
@@ -115,8 +131,8 @@ void PyOptimizer::apply(std::size_t i, py::handle grad, std::optional<std::uintp
   raise(without_gil([&] { return native_->apply(i, views.grads()[0], queueing); }));
 }
 
-void PyOptimizer::end_step() {
-  raise(without_gil([&] { return native_->end_step(); }));
+void PyOptimizer::end_step(bool skip_missing) {
+  raise(without_gil([&] { return native_->end_step(skip_missing); }));
 }
 
 void PyOptimizer::cancel_step() {
@@ -140,6 +156,20 @@ void PyOptimizer::set_loss_scale(double loss_scale) {
 
 void PyOptimizer::set_global_step(std::int64_t step) {
   raise(without_gil([&] { return native_->set_global_step(step); }));
+}
+
+void PyOptimizer::set_group(std::size_t k, const AdamConfig& group) {
+  raise(without_gil([&] { return native_->set_group(k, group); }));
+}
+
+std::vector<std::int64_t> PyOptimizer::steps() const {
+  std::vector<std::int64_t> steps(reader_->size());
+  raise(without_gil([&] { return native_->steps(steps); }));
+  return steps;
+}
+
+void PyOptimizer::set_steps(const std::vector<std::int64_t>& steps) {
+  raise(without_gil([&] { return native_->set_steps(steps); }));
 }
 
 py::object PyOptimizer::state(StateKind kind, std::size_t i, const py::object& self) const {
@@ -191,16 +221,19 @@ void PyOptimizer::write_device(void* device, const py::array& host) {
       without_gil([&] { return core::Internals::write_device(*native_, device, source, nbytes); }));
 }
 
-Counters PyOptimizer::save(const std::vector<PyArrayCopy>& to) const {
+std::pair<Counters, std::vector<std::int64_t>> PyOptimizer::save(
+    const std::vector<PyArrayCopy>& to) const {
   const std::vector<ArrayCopy> copies = views(to, py::array::c_style | kWriteable);
   Counters counters;
-  raise(without_gil([&] { return native_->save(copies, &counters); }));
-  return counters;
+  std::vector<std::int64_t> steps(reader_->size());
+  raise(without_gil([&] { return native_->save(copies, &counters, steps); }));
+  return {counters, steps};
 }
 
-void PyOptimizer::load(const std::vector<PyArrayCopy>& from, const Counters& counters) {
+void PyOptimizer::load(const std::vector<PyArrayCopy>& from, const Counters& counters,
+                       const std::vector<std::int64_t>& steps) {
   const std::vector<ArrayCopy> copies = views(from, py::array::c_style);
-  raise(without_gil([&] { return native_->load(copies, counters); }));
+  raise(without_gil([&] { return native_->load(copies, counters, steps); }));
 }
 
 // Of an array of state of parameter i.

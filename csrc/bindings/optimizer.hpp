@@ -21,6 +21,8 @@ struct PyRates {
   std::vector<Rates> list;
 
   explicit PyRates(const std::vector<std::pair<double, double>>& pairs);
+  // Raises IndexError if there is no element k.
+  void set(std::size_t k, double learning_rate, double weight_decay);
 };
 
 // A parameter's position, a kind of state or None for the parameter itself, and the array that it
@@ -32,7 +34,7 @@ class PyOptimizer {
  public:
   // `convert` is that of make_reader().
   PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
-              const pybind11::function& convert);
+              const pybind11::function& convert, const std::vector<AdamConfig>& groups);
   ~PyOptimizer() { delete idle_views_.load(); }
   PyOptimizer(const PyOptimizer&) = delete;
   PyOptimizer& operator=(const PyOptimizer&) = delete;
@@ -40,7 +42,7 @@ class PyOptimizer {
   void step(pybind11::handle grads, const PyRates& rates, std::optional<std::uintptr_t> stream);
   void begin_step(const PyRates& rates);
   void apply(std::size_t i, pybind11::handle grad, std::optional<std::uintptr_t> stream);
-  void end_step();
+  void end_step(bool skip_missing);
   void cancel_step();
 
   void set_rates(const PyRates& rates, std::uintptr_t stream);
@@ -49,6 +51,9 @@ class PyOptimizer {
 
   void set_loss_scale(double loss_scale);
   void set_global_step(std::int64_t step);
+  void set_group(std::size_t k, const AdamConfig& group);
+  std::vector<std::int64_t> steps() const;
+  void set_steps(const std::vector<std::int64_t>& steps);
 
   // The state of parameter i as an array that keeps `self`, this object, alive, or None.
   pybind11::object state(StateKind kind, std::size_t i, const pybind11::object& self) const;
@@ -61,8 +66,10 @@ class PyOptimizer {
   void read_device(const void* device, pybind11::array& host) const;
   void write_device(void* device, const pybind11::array& host);
 
-  Counters save(const std::vector<PyArrayCopy>& to) const;
-  void load(const std::vector<PyArrayCopy>& from, const Counters& counters);
+  // The counters, and the steps of each parameter.
+  std::pair<Counters, std::vector<std::int64_t>> save(const std::vector<PyArrayCopy>& to) const;
+  void load(const std::vector<PyArrayCopy>& from, const Counters& counters,
+            const std::vector<std::int64_t>& steps);
 
   const Optimizer& native() const { return *native_; }
 
@@ -74,6 +81,7 @@ class PyOptimizer {
                           const std::vector<pybind11::ssize_t>& shape) const;
   void raise(const Status& status) const;
 
+  std::vector<pybind11::object> states_;  // of the caller's, kept alive
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<Optimizer> native_;
   std::atomic<Views*> idle_views_{nullptr};

@@ -163,9 +163,11 @@ bool BoundParameter::view(const BoundParameter* parameters, PyObject* const* gra
     if (parameter.is_like(grads[i]) && find_usual(fields(grads[i]).descr, &gradient.dtype) &&
         goes_with(gradient.dtype, parameter.dtype_)) {
       gradient.values = fields(grads[i]).data;
+    } else {
+      gradient.is_absent = grads[i] == Py_None;
     }
     gradients[i] = gradient;
-    all = all && gradient.values != nullptr && parameter.is_writeable() &&
+    all = all && (gradient.values != nullptr || gradient.is_absent) && parameter.is_writeable() &&
           parameter.is_in_place() && parameter.has_usual_type();
   }
   return all;

@@ -4,6 +4,7 @@
 
 #include <pybind11/numpy.h>
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,6 +20,8 @@ struct PyParameter {
   std::string name;
   std::int32_t rates;
   bool centralize;
+  std::map<StateKind, pybind11::object> states;  // of the caller's, used in place
+  std::int64_t key;                              // of stochastic rounding
 };
 
 // The gradients of one call, and what keeps their memory.

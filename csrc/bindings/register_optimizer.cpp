@@ -15,15 +15,22 @@ namespace adamas::bindings {
 
 void register_optimizer(py::module_& module) {
   py::class_<PyRates>(module, "Rates")
-      .def(py::init<const std::vector<std::pair<double, double>>&>(), py::arg("pairs"));
+      .def(py::init<const std::vector<std::pair<double, double>>&>(), py::arg("pairs"))
+      .def("set", &PyRates::set, py::arg("index"), py::arg("learning_rate"),
+           py::arg("weight_decay"));
   py::class_<PyParameter>(module, "ParameterSpec")
-      .def(py::init([](py::object array, std::string name, std::int32_t rates, bool centralize) {
-             return PyParameter{std::move(array), std::move(name), rates, centralize};
+      .def(py::init([](py::object array, std::string name, std::int32_t rates, bool centralize,
+                       std::map<StateKind, py::object> states, std::int64_t key) {
+             return PyParameter{std::move(array), std::move(name),   rates,
+                                centralize,       std::move(states), key};
            }),
-           py::arg("array"), py::arg("name"), py::arg("rates"), py::arg("centralize"));
+           py::arg("array"), py::arg("name"), py::arg("rates"), py::arg("centralize"),
+           py::arg("states") = std::map<StateKind, py::object>(), py::arg("key") = -1);
   py::class_<PyOptimizer>(module, "Optimizer")
-      .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, const py::function&>(),
-           py::arg("parameters"), py::arg("config"), py::arg("convert"))
+      .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, const py::function&,
+                    const std::vector<AdamConfig>&>(),
+           py::arg("parameters"), py::arg("config"), py::arg("convert"),
+           py::arg("groups") = std::vector<AdamConfig>())
       .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"),
            py::arg("stream") = py::none())
       .def("begin_step", &PyOptimizer::begin_step, py::arg("rates"))
@@ -43,7 +50,7 @@ void register_optimizer(py::module_& module) {
           py::arg("array"), py::arg("host"))
       .def("set_rates", &PyOptimizer::set_rates, py::arg("rates"), py::arg("stream"))
       .def("is_capturing", &PyOptimizer::is_capturing, py::arg("grads"), py::arg("stream"))
-      .def("end_step", &PyOptimizer::end_step)
+      .def("end_step", &PyOptimizer::end_step, py::arg("skip_missing") = false)
       .def("cancel_step", &PyOptimizer::cancel_step)
       .def_property(
           "loss_scale", [](const PyOptimizer& self) { return self.native().loss_scale(); },
@@ -81,7 +88,13 @@ void register_optimizer(py::module_& module) {
           },
           py::arg("learning_rate"))
       .def("save", &PyOptimizer::save, py::arg("to"))
-      .def("load", &PyOptimizer::load, py::arg("from_"), py::arg("counters"))
+      .def("load", &PyOptimizer::load, py::arg("from_"), py::arg("counters"),
+           py::arg("steps") = std::vector<std::int64_t>())
+      .def(
+          "group", [](const PyOptimizer& self, std::size_t k) { return self.native().group(k); },
+          py::arg("index"))
+      .def("set_group", &PyOptimizer::set_group, py::arg("index"), py::arg("group"))
+      .def_property("steps", &PyOptimizer::steps, &PyOptimizer::set_steps)
       .def_property(
           "global_step", [](const PyOptimizer& self) { return self.native().global_step(); },
           &PyOptimizer::set_global_step)

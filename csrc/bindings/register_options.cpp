@@ -20,11 +20,21 @@ void add_enum(py::module_& module, const char* name, const char* const (&values)
   added.finalize();
 }
 
-// Which options must stay as they are for later steps to have the same bits.
+// The options that must stay as they are for later steps to have the same bits.
 std::vector<std::string> deciding_options() {
   std::vector<std::string> names;
-#define ADAMAS_ADD(name, decides) \
+#define ADAMAS_ADD(name, decides, of_group) \
   if (decides) names.emplace_back(#name);
+  ADAMAS_OPTIONS(ADAMAS_ADD)
+#undef ADAMAS_ADD
+  return names;
+}
+
+// The options that groups may differ in.
+std::vector<std::string> group_options() {
+  std::vector<std::string> names;
+#define ADAMAS_ADD(name, decides, of_group) \
+  if (of_group) names.emplace_back(#name);
   ADAMAS_OPTIONS(ADAMAS_ADD)
 #undef ADAMAS_ADD
   return names;
@@ -36,13 +46,17 @@ void register_options(py::module_& module) {
   add_enum<Numerics>(module, "Numerics", kNumericsNames);
   add_enum<StateKind>(module, "StateKind", kStateKindNames);
   add_enum<RowPolicy>(module, "RowPolicy", kRowPolicyNames);
+  add_enum<EpsilonPlacement>(module, "EpsilonPlacement", kEpsilonPlacementNames);
   add_enum<StateFormat>(module, "StateFormat", kStateFormatNames);
   py::class_<AdamConfig> config(module, "AdamConfig");
   config.def(py::init<>());
-#define ADAMAS_BIND(name, decides) config.def_readwrite(#name, &AdamConfig::name);
+  config.def("copy", [](const AdamConfig& self) { return self; });
+#define ADAMAS_BIND(name, decides, of_group) config.def_readwrite(#name, &AdamConfig::name);
   ADAMAS_OPTIONS(ADAMAS_BIND)
 #undef ADAMAS_BIND
   module.attr("DECIDING_OPTIONS") = py::tuple(py::cast(deciding_options()));
+  module.attr("GROUP_OPTIONS") = py::tuple(py::cast(group_options()));
+  module.def("default_group", &default_group, py::arg("config"));
   py::class_<Counters>(module, "Counters")
       .def(py::init<>())
       .def_readwrite("global_step", &Counters::global_step)

@@ -43,7 +43,7 @@ adamas_status guarded(Function function) noexcept {
 
 void set_defaults(adamas_config* config) {
   const AdamConfig usual;
-#define ADAMAS_DEFAULT(name, decides) \
+#define ADAMAS_DEFAULT(name, decides, of_group) \
   config->name = static_cast<decltype(config->name)>(usual.name);
   ADAMAS_OPTIONS(ADAMAS_DEFAULT)
 #undef ADAMAS_DEFAULT
@@ -154,6 +154,9 @@ bool assign(std::int32_t value, StateFormat* result) {
 bool assign(std::int32_t value, Numerics* result) {
   return assign(value, std::size(kNumericsNames), result);
 }
+bool assign(std::int32_t value, EpsilonPlacement* result) {
+  return assign(value, std::size(kEpsilonPlacementNames), result);
+}
 bool assign(std::int32_t value, RowPolicy* result) {
   return assign(value, std::size(kRowPolicyNames), result);
 }
@@ -164,7 +167,8 @@ static_assert(ADAMAS_BFLOAT16 == kDTypes - 1);
 static_assert(ADAMAS_ROWS_CATCH_UP == std::size(kRowPolicyNames) - 1);
 static_assert(ADAMAS_NUMERICS_MINDSPORE == std::size(kNumericsNames) - 1);
 static_assert(ADAMAS_STATE_INT8 == kStateFormats - 1);
-static_assert(ADAMAS_SCALE2 == kStateKinds - 1);
+static_assert(ADAMAS_EMA == kStateKinds - 1);
+static_assert(ADAMAS_EPSILON_INSIDE == std::size(kEpsilonPlacementNames) - 1);
 static_assert(ADAMAS_CPU == kCpu);
 
 // The options
@@ -172,7 +176,7 @@ static_assert(ADAMAS_CPU == kCpu);
 Status to_cpp(const adamas_config* given, AdamConfig* config) {
   adamas_config c;
   if (given == nullptr || !read(given, &c)) return bad(kUnknownStruct);
-#define ADAMAS_ASSIGN(name, decides) \
+#define ADAMAS_ASSIGN(name, decides, of_group) \
   if (!assign(c.name, &config->name)) return bad("unknown " #name);
   ADAMAS_OPTIONS(ADAMAS_ASSIGN)
 #undef ADAMAS_ASSIGN

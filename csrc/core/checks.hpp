@@ -17,22 +17,39 @@ inline constexpr const char* kScalarsOutOfRange =
     "a learning rate or weight decay is too large for the arithmetic, or the factor of the "
     "gradients too small";
 
+inline constexpr const char* kNotAsManySteps = "there must be as many steps as parameters";
+
 inline Status bad(const char* what, std::int64_t index = -1) {
   return {StatusCode::invalid_argument, what, index};
 }
 
 Status check(const AdamConfig& config);
 
-// All parameters, for a configuration that was checked.
-Status check(const AdamConfig& config, Span<const ParameterSpec> parameters);
+// The options of a group, beside those of the optimizer, which were checked.
+Status check_group(const AdamConfig& all, const AdamConfig& group);
 
-// `wanted`: how many the parameters refer to.
-Status check(const AdamConfig& config, Span<const Rates> rates, std::size_t wanted);
+// Whether eps survives in the arithmetic of a parameter.
+Status check_eps(const AdamConfig& config, DType parameter, std::int64_t index);
 
-// Where 8-bit moments have their scales, which storage decides.
-Status check_scales(const Storage& storage);
+// One group for each element of the rates that parameters refer to: `given`, as steps compute with
+// them, then default ones.  Throws std::bad_alloc.
+Status make_groups(Span<const AdamConfig> given, Span<const ParameterSpec> parameters,
+                   Options* options);
+
+// All parameters, for options that were checked.
+Status check(const Options& options, Span<const ParameterSpec> parameters);
+
+Status check(const Options& options, Span<const Rates> rates);
+
+// What depends on how the state is laid out: where 8-bit moments have their scales, and what the
+// caller has brought.
+Status check_state(const Options& options, const Storage& storage);
+
+// The steps of all parameters.
+Status check_steps(Span<const std::int64_t> steps, const Storage& storage);
 
 // The gradient of one tensor of the storage.
-Status check(const Storage& storage, const Tensor& tensor, const Gradient& grad);
+Status check(const Options& options, const Storage& storage, const Tensor& tensor,
+             const Gradient& grad);
 
 }  // namespace adamas::core

@@ -14,6 +14,7 @@
 
 #include "adamas/optimizer.hpp"
 #include "core/locks.hpp"
+#include "core/options.hpp"
 #include "core/storage.hpp"
 
 namespace adamas::core {
@@ -24,6 +25,7 @@ struct Selection {
   std::size_t last;
   const Gradient* grads;    // grads[0] is that of `first`
   bool has_sparse = false;  // whether any of them is sparse
+  bool has_absent = false;  // whether any of them is absent
 
   const Gradient& grad(std::size_t parameter) const { return grads[parameter - first]; }
 };
@@ -44,9 +46,15 @@ struct Ordering {
 
 // What a step is made with besides gradients.
 struct StepInput {
-  std::int64_t number;  // from 1
+  std::int64_t number;        // from 1
+  const std::int64_t* steps;  // by parameter, what it has made; null: all number - 1
   Span<const Rates> rates;
   double loss_scale;
+
+  // The step that a parameter makes now.
+  std::int64_t step_of(std::size_t parameter) const {
+    return steps == nullptr ? number : steps[parameter] + 1;
+  }
 };
 
 // What became of a step.
@@ -73,10 +81,13 @@ class Engine {
   // accesses; 0: they begin cache lines.
   virtual std::size_t access_width() const { return 0; }
 
-  // Takes parameters and state into use, after what is in the streams `after`; the tensors outlive
-  // the engine.  Throws std::bad_alloc.
-  virtual Status start(const AdamConfig& config, const std::vector<Tensor>& tensors,
-                       std::size_t rates_count, Span<void* const> after) = 0;
+  // Takes parameters and state into use, after what is in the streams `after`; options and tensors
+  // outlive the engine.  Throws std::bad_alloc.
+  virtual Status start(const Options& options, const std::vector<Tensor>& tensors,
+                       Span<void* const> after) = 0;
+
+  // The options of groups have changed.
+  virtual void take_options() noexcept {}
 
   // A whole step.
   virtual Status step(const Selection& all, const StepInput& input, const Ordering& ordering,
@@ -88,6 +99,9 @@ class Engine {
 
   // After the last step: the number of steps becomes `step`, and what counts steps moves along.
   virtual Status set_global_step(std::int64_t step, std::int64_t moved) noexcept = 0;
+
+  // Whether parameters may differ in their steps from here on.
+  virtual Status allow_differing_steps() noexcept { return {}; }
 
   // After the last step: copies one array as it is stored; a moment as real numbers.
   virtual Status copy_out(const ArrayCopy& copy) noexcept = 0;
@@ -104,6 +118,9 @@ class Engine {
   // What it has counted, all but the loss scale; waits for the steps so far.
   virtual Status read_counters(Counters*) noexcept { return {}; }
   virtual Status write_counters(const Counters&) noexcept { return {}; }
+  // The steps of each parameter, likewise; none to write: all are global_step.
+  virtual Status read_steps(Span<std::int64_t>) noexcept { return {}; }
+  virtual Status write_steps(Span<const std::int64_t>) noexcept { return {}; }
 
   // What steps in graphs use from here on, as far as `stream` goes.
   virtual Status send_rates(Span<const Rates>, double /*loss_scale*/, void* /*stream*/) noexcept {

@@ -10,10 +10,11 @@ namespace adamas::core {
 
 class GradientChecks {
  public:
-  // Throws std::bad_alloc.  The storage outlives this object.
-  void prepare(const Storage& storage);
+  // Throws std::bad_alloc.  Options and storage outlive this object.
+  void prepare(const Options& options, const Storage& storage);
 
-  // Refuses gradients that do not go with their parameters; finds out whether any is sparse.
+  // Refuses gradients that do not go with their parameters; finds out whether any is sparse, or
+  // absent.
   Status check(Selection& selection) noexcept;
 
  private:
@@ -25,10 +26,11 @@ class GradientChecks {
 
     bool is(const Gradient& grad) const {
       return values != nullptr && grad.values == values && grad.dtype == dtype &&
-             grad.rows == nullptr && grad.device == device;
+             grad.rows == nullptr && grad.device == device && !grad.is_absent;
     }
   };
 
+  const Options* options_ = nullptr;
   const Storage* storage_ = nullptr;
   std::vector<Accepted> accepted_;  // by parameter
 };

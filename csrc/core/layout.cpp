@@ -22,7 +22,7 @@ StateLayout layout_of(StateKind kind, const Tensor& tensor, const AdamConfig& co
       if (tensor.format != StateFormat::int8) break;
       return one_axis(ItemType::uint8, (tensor.spec.count + block - 1) / block);
     case StateKind::vhat:
-      if (!config.use_amsgrad) break;
+      if (!tensor.has_vhat) break;
       return like_parameter(tensor.real_item(), tensor);
     case StateKind::master:
       if (!config.master_weights || !tensor.is_half()) break;
@@ -30,6 +30,9 @@ StateLayout layout_of(StateKind kind, const Tensor& tensor, const AdamConfig& co
     case StateKind::row_step:
       if (config.row_policy != RowPolicy::catch_up) break;
       return one_axis(ItemType::int64, tensor.spec.rows);
+    case StateKind::ema:
+      if (config.ema_decay == 0.0) break;
+      return like_parameter(tensor.real_item(), tensor);
   }
   return {};  // not kept
 }

@@ -41,6 +41,12 @@ class OpenStep {
     return {StatusCode::bad_state, "a parameter was applied already in this step", index};
   }
 
+  // By parameter: 1 if it has been applied.
+  const std::vector<char>& applied() const { return applied_; }
+  bool is_complete() const {
+    return std::find(applied_.begin(), applied_.end(), char{0}) == applied_.end();
+  }
+
   // Whether all have been.
   Status check_complete() const {
     if (Status status = check_open(); !status.ok()) return status;

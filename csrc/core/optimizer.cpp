@@ -17,26 +17,26 @@ namespace adamas {
 using core::bad;
 using core::check;
 
-Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterSpec> parameters,
-                                Span<void* const> after) {
+Status Optimizer::Impl::prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
+                                Span<void* const> after, Span<const AdamConfig> groups) {
   const core::FloatEnvironment pinned;
-  config = rules::used_config(options);
-  if (Status status = check(config); !status.ok()) return status;
-  if (config.num_threads == 0) config.num_threads = available_threads();
-  if (Status status = check(config, parameters); !status.ok()) return status;
-  for (const ParameterSpec& parameter : parameters) {
-    rates_count = std::max(rates_count, static_cast<std::size_t>(parameter.rates) + 1);
-  }
+  options.all = rules::used_config(config);
+  if (Status status = check(options.all); !status.ok()) return status;
+  if (options.all.num_threads == 0) options.all.num_threads = available_threads();
+  if (Status status = core::make_groups(groups, parameters, &options); !status.ok()) return status;
+  if (Status status = check(options, parameters); !status.ok()) return status;
   const std::int32_t device = parameters.size == 0 ? kCpu : parameters[0].device;
-  if (Status status = core::open_engine(config, device, &engine); !status.ok()) return status;
-  const auto allocate = [this](std::size_t nbytes) { return engine->allocate_state(nbytes); };
-  Status status = storage.prepare(config, parameters, allocate, engine->access_width());
-  if (status.ok()) status = core::check_scales(storage);
+  Status status = core::open_engine(options.all, device, &engine);
   if (!status.ok()) return status;
-  if (config.use_locking) locks.prepare(storage.parameter_ranges());
-  gradients.prepare(storage);
+  const auto allocate = [this](std::size_t nbytes) { return engine->allocate_state(nbytes); };
+  status = storage.prepare(options, parameters, allocate, engine->access_width());
+  if (status.ok()) status = core::check_state(options, storage);
+  if (!status.ok()) return status;
+  if (options.all.use_locking) locks.prepare(storage.parameter_ranges());
+  gradients.prepare(options, storage);
   parts.prepare(parameters.size);
-  return engine->start(config, storage.tensors(), rates_count, after);
+  steps.prepare(parameters.size);
+  return engine->start(options, storage.tensors(), after);
 }
 
 // Whether a step may begin.
@@ -45,11 +45,23 @@ Status Optimizer::Impl::check_ready(Span<const Rates> rates) const noexcept {
   if (counters.global_step() >= core::kMaxStep) {
     return bad("global_step has reached its limit of 2^62");
   }
-  return check(config, rates, rates_count);
+  return check(options, rates);
 }
 
 core::StepInput Optimizer::Impl::input(Span<const Rates> rates) const noexcept {
-  return {counters.global_step() + 1, rates, config.loss_scale};
+  return {counters.global_step() + 1, steps.differing(), rates, options.all.loss_scale};
+}
+
+void Optimizer::Impl::set_loss_scale(double loss_scale) noexcept {
+  options.all.loss_scale = loss_scale;
+  for (AdamConfig& group : options.groups) group.loss_scale = loss_scale;
+}
+
+// Before the first step in which parameters differ in their numbers of steps.
+Status Optimizer::Impl::allow_differing_steps() noexcept {
+  if (steps.differing() != nullptr) return {};
+  if (Status status = engine->allow_differing_steps(); !status.ok()) return status;
+  return steps.differ(counters.global_step());
 }
 
 Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates,
@@ -61,16 +73,25 @@ Status Optimizer::Impl::step(Span<const Gradient> grads, Span<const Rates> rates
   core::Selection all{0, grads.size, grads.data};
   if (Status status = gradients.check(all); !status.ok()) return status;
   const core::FloatEnvironment pinned;
+  if (all.has_absent) {
+    if (Status status = allow_differing_steps(); !status.ok()) return status;
+  }
   core::StepResult result;
   Status status = engine->step(all, input(rates), {queueing, locks.all()}, &result);
-  if (status.ok()) counters.commit(result);
-  return status;
+  if (!status.ok()) return status;
+  counters.commit(result);
+  if (!result.skipped) steps.count(all);
+  return {};
 }
 
 Status Optimizer::Impl::apply(std::size_t i, const Gradient& grad,
                               const Queueing& queueing) noexcept {
   core::Selection one{i, i + 1, &grad};
   if (Status status = gradients.check(one); !status.ok()) return status;
+  if (one.has_absent) {
+    return bad("a parameter without a gradient is left out: end_step with `skip_missing`",
+               static_cast<std::int64_t>(i));
+  }
   const core::ParameterLocks::Guard guard(locks.of(i));
   const core::FloatEnvironment pinned;
   Status status = engine->apply(one, {queueing, locks.of(i)});
@@ -95,10 +116,12 @@ Counters Optimizer::Impl::counted() const noexcept {
 }
 
 Status Optimizer::create(const AdamConfig& config, Span<const ParameterSpec> parameters,
-                         std::unique_ptr<Optimizer>* optimizer, Span<void* const> after) noexcept {
+                         std::unique_ptr<Optimizer>* optimizer, Span<void* const> after,
+                         Span<const AdamConfig> groups) noexcept {
   try {
     auto impl = std::make_unique<Impl>();
-    if (Status status = impl->prepare(config, parameters, after); !status.ok()) return status;
+    Status status = impl->prepare(config, parameters, after, groups);
+    if (!status.ok()) return status;
     optimizer->reset(new Optimizer(std::move(impl)));
     return {};
   } catch (const std::bad_alloc&) {
@@ -120,7 +143,7 @@ Status Optimizer::begin_step(Span<const Rates> rates) noexcept {
   Impl& impl = *impl_;
   const std::lock_guard<core::CallMutex> lock(impl.mutex);
   if (Status status = impl.check_ready(rates); !status.ok()) return status;
-  if (rules::measures(impl.config)) {
+  if (impl.options.measures()) {
     return {StatusCode::bad_state,
             "max_grad_norm and skip_nonfinite need all gradients at once: make whole steps"};
   }
@@ -136,11 +159,17 @@ Status Optimizer::apply(std::size_t i, const Gradient& grad, const Queueing& que
   return status.ok() ? impl_->apply(i, grad, queueing) : status;
 }
 
-Status Optimizer::end_step() noexcept {
-  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
-  if (Status status = impl_->parts.check_complete(); !status.ok()) return status;
-  impl_->parts.close();
-  impl_->counters.commit({});
+Status Optimizer::end_step(bool skip_missing) noexcept {
+  Impl& impl = *impl_;
+  const std::lock_guard<core::CallMutex> lock(impl.mutex);
+  Status status = skip_missing ? impl.parts.check_open() : impl.parts.check_complete();
+  if (status.ok() && !impl.parts.is_complete()) {
+    status = impl.allow_differing_steps();
+  }
+  if (!status.ok()) return status;
+  impl.parts.close();
+  impl.counters.commit({});
+  impl.steps.count(impl.parts.applied());
   return {};
 }
 
@@ -153,16 +182,16 @@ Status Optimizer::cancel_step() noexcept {
 
 double Optimizer::loss_scale() const noexcept {
   const std::lock_guard<core::CallMutex> lock(impl_->mutex);
-  return impl_->config.loss_scale;
+  return impl_->options.all.loss_scale;
 }
 
 Status Optimizer::set_loss_scale(double loss_scale) noexcept {
   const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   if (Status status = impl_->parts.check_closed(); !status.ok()) return status;
-  AdamConfig changed = impl_->config;
+  AdamConfig changed = impl_->options.all;
   changed.loss_scale = loss_scale;
   if (Status status = check(changed); !status.ok()) return status;
-  impl_->config = changed;
+  impl_->set_loss_scale(loss_scale);
   return {};
 }
 
@@ -183,17 +212,77 @@ Status Optimizer::set_global_step(std::int64_t step) noexcept {
   Counters now;
   Status status = impl.read_counters(&now);
   if (status.ok()) status = impl.engine->set_global_step(step, step - now.global_step);
-  if (status.ok()) impl.counters.set_global_step(step);
-  return status;
+  if (!status.ok()) return status;
+  impl.counters.set_global_step(step);
+  impl.steps.move(step - now.global_step);
+  return {};
+}
+
+Status Optimizer::steps(Span<std::int64_t> steps) const noexcept {
+  const Impl& impl = *impl_;
+  if (steps.size != impl.storage.tensors().size()) return bad(core::kNotAsManySteps);
+  const std::lock_guard<core::CallMutex> lock(impl.mutex);
+  if (impl.engine->counts_steps()) return impl.engine->read_steps(steps);
+  impl.steps.read(impl.counters.global_step(), steps);
+  return {};
+}
+
+Status Optimizer::set_steps(Span<const std::int64_t> steps) noexcept {
+  Impl& impl = *impl_;
+  if (Status status = core::check_steps(steps, impl.storage); !status.ok()) return status;
+  const std::lock_guard<core::CallMutex> lock(impl.mutex);
+  if (Status status = impl.parts.check_closed(); !status.ok()) return status;
+  if (Status status = impl.allow_differing_steps(); !status.ok()) return status;
+  if (impl.engine->counts_steps()) return impl.engine->write_steps(steps);
+  return impl.steps.write(impl.counters.global_step(), steps);
+}
+
+// What needs other memory or other kernels than those that were chosen can't be changed any more.
+Status Optimizer::Impl::set_group(std::size_t k, AdamConfig group) noexcept {
+  if (k >= options.groups.size()) return bad("there is no such group");
+  if (Status status = parts.check_closed(); !status.ok()) return status;
+  group = rules::used_config(group);
+  group.loss_scale = options.all.loss_scale;
+  group.num_threads = options.all.num_threads;
+  if (Status status = core::check_group(options.all, group); !status.ok()) return status;
+  if (group.use_amsgrad != options.groups[k].use_amsgrad) {
+    return bad("use_amsgrad can't be changed: its state is reserved when an optimizer is made");
+  }
+  for (const core::Tensor& tensor : storage.tensors()) {
+    if (static_cast<std::size_t>(tensor.spec.rates) != k) continue;
+    if (Status status = core::check_eps(group, tensor.spec.dtype, tensor.index); !status.ok()) {
+      return status;
+    }
+  }
+  const AdamConfig former = options.groups[k];
+  const bool measured = options.measures();
+  options.groups[k] = group;
+  if (engine->device() != kCpu && options.measures() != measured) {
+    options.groups[k] = former;
+    return {StatusCode::bad_state,
+            "on a device, clipping can't be turned on or off once an optimizer is made"};
+  }
+  engine->take_options();
+  return {};
+}
+
+Status Optimizer::set_group(std::size_t k, const AdamConfig& group) noexcept {
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
+  return impl_->set_group(k, group);
+}
+
+AdamConfig Optimizer::group(std::size_t k) const noexcept {
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
+  return k < impl_->options.groups.size() ? impl_->options.groups[k] : AdamConfig{};
 }
 
 AdamConfig Optimizer::config() const noexcept {
   const std::lock_guard<core::CallMutex> lock(impl_->mutex);
-  return impl_->config;
+  return impl_->options.all;
 }
 
 double Optimizer::used_learning_rate(double learning_rate) const noexcept {
-  return rules::used_learning_rate(impl_->config, learning_rate);
+  return rules::used_learning_rate(impl_->options.all, learning_rate);
 }
 
 bool Optimizer::centralizes(std::size_t i) const noexcept {
@@ -208,7 +297,7 @@ void* Optimizer::state(StateKind kind, std::size_t i) const noexcept {
 
 StateLayout Optimizer::layout(StateKind kind, std::size_t i) const noexcept {
   const std::vector<core::Tensor>& tensors = impl_->storage.tensors();
-  return i < tensors.size() ? core::layout_of(kind, tensors[i], impl_->config) : StateLayout{};
+  return i < tensors.size() ? core::layout_of(kind, tensors[i], impl_->options.all) : StateLayout{};
 }
 
 std::int64_t Optimizer::scale_block(std::size_t i) const noexcept {
@@ -221,13 +310,13 @@ std::size_t Optimizer::state_nbytes() const noexcept { return impl_->storage.sta
 
 Status Optimizer::set_rates(Span<const Rates> rates, void* stream) noexcept {
   const std::lock_guard<core::CallMutex> lock(impl_->mutex);
-  if (Status status = check(impl_->config, rates, impl_->rates_count); !status.ok()) return status;
-  return impl_->engine->send_rates(rates, impl_->config.loss_scale, stream);
+  if (Status status = check(impl_->options, rates); !status.ok()) return status;
+  return impl_->engine->send_rates(rates, impl_->options.all.loss_scale, stream);
 }
 
 std::int32_t Optimizer::device() const noexcept { return impl_->engine->device(); }
 
-int Optimizer::num_threads() const noexcept { return impl_->config.num_threads; }
+int Optimizer::num_threads() const noexcept { return impl_->options.all.num_threads; }
 
 namespace core {
 

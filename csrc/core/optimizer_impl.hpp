@@ -12,19 +12,24 @@
 #include "core/gradient_checks.hpp"
 #include "core/locks.hpp"
 #include "core/open_step.hpp"
+#include "core/options.hpp"
+#include "core/parameter_steps.hpp"
 #include "core/storage.hpp"
 
 namespace adamas {
 
 struct Optimizer::Impl {
   // optimizer.cpp
-  Status prepare(const AdamConfig& options, Span<const ParameterSpec> parameters,
-                 Span<void* const> after);
+  Status prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
+                 Span<void* const> after, Span<const AdamConfig> groups);
+  Status set_group(std::size_t k, AdamConfig group) noexcept;
+  void set_loss_scale(double loss_scale) noexcept;
   Status check_ready(Span<const Rates> rates) const noexcept;
   core::StepInput input(Span<const Rates> rates) const noexcept;
   Status step(Span<const Gradient> grads, Span<const Rates> rates,
               const Queueing& queueing) noexcept;
   Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept;
+  Status allow_differing_steps() noexcept;
   Status read_counters(Counters* now) const noexcept;
   Counters counted() const noexcept;
 
@@ -32,14 +37,14 @@ struct Optimizer::Impl {
   Status check_copies(Span<const ArrayCopy> copies) const noexcept;
   Status check_load(Span<const ArrayCopy> from, const Counters& wanted) const noexcept;
 
-  AdamConfig config;
+  core::Options options;
   std::unique_ptr<core::Engine> engine;  // first, so that it goes last: it owns the state
   core::Storage storage;
   core::ParameterLocks locks;
   core::GradientChecks gradients;
   core::OpenStep parts;
   core::StepCounters counters;
-  std::size_t rates_count = 0;
+  core::ParameterSteps steps;
   mutable core::CallMutex mutex;  // of one call at a time; taken before `locks`
 };
 

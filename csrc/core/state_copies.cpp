@@ -35,7 +35,7 @@ Status Optimizer::Impl::check_copies(Span<const ArrayCopy> copies) const noexcep
     if (copy.parameter >= storage.tensors().size()) return bad("there is no such parameter", index);
     const core::Tensor& tensor = storage.tensors()[copy.parameter];
     const std::size_t wanted =
-        copy.kind ? core::layout_of(*copy.kind, tensor, config).nbytes() : tensor.nbytes;
+        copy.kind ? core::layout_of(*copy.kind, tensor, options.all).nbytes() : tensor.nbytes;
     if (copy.nbytes != wanted) return bad("an array to copy has another size", index);
     if (copy.nbytes > 0 && copy.data == nullptr) return bad("an array to copy is missing", index);
     if (storage.overlaps(copy.data, copy.nbytes)) {
@@ -54,7 +54,7 @@ Status Optimizer::Impl::check_load(Span<const ArrayCopy> from,
   }
   if (wanted.skipped_steps < 0) return bad("skipped_steps must not be negative");
   if (wanted.last_grad_norm < 0.0) return bad("last_grad_norm must not be negative");
-  AdamConfig changed = config;
+  AdamConfig changed = options.all;
   changed.loss_scale = wanted.loss_scale;
   if (Status status = check(changed); !status.ok()) return status;
   for (const ArrayCopy& copy : from) {
@@ -64,32 +64,49 @@ Status Optimizer::Impl::check_load(Span<const ArrayCopy> from,
   return {};
 }
 
-Status Optimizer::save(Span<const ArrayCopy> to, Counters* counters) const noexcept {
+Status Optimizer::save(Span<const ArrayCopy> to, Counters* counters,
+                       Span<std::int64_t> steps) const noexcept {
   const Impl& impl = *impl_;
   const std::lock_guard<core::CallMutex> lock(impl.mutex);
   const core::ParameterLocks::Guard guard(impl.locks.all());
   if (Status status = impl.check_copies(to); !status.ok()) return status;
+  if (steps.size > 0 && steps.size != impl.storage.tensors().size()) {
+    return bad(core::kNotAsManySteps);
+  }
   for (const ArrayCopy& copy : to) {
     if (copy.nbytes == 0) continue;
     if (Status status = impl.engine->copy_out(copy); !status.ok()) return status;
   }
-  counters->loss_scale = impl.config.loss_scale;
-  return impl.read_counters(counters);
+  counters->loss_scale = impl.options.all.loss_scale;
+  Status status = impl.read_counters(counters);
+  if (!status.ok() || steps.size == 0) return status;
+  if (impl.engine->counts_steps()) return impl.engine->read_steps(steps);
+  impl.steps.read(counters->global_step, steps);
+  return {};
 }
 
-Status Optimizer::load(Span<const ArrayCopy> from, const Counters& counters) noexcept {
+Status Optimizer::load(Span<const ArrayCopy> from, const Counters& counters,
+                       Span<const std::int64_t> steps) noexcept {
   Impl& impl = *impl_;
   const std::lock_guard<core::CallMutex> lock(impl.mutex);
   const core::ParameterLocks::Guard guard(impl.locks.all());
-  if (Status status = impl.check_load(from, counters); !status.ok()) return status;
-  Status status;
+  Status status = impl.check_load(from, counters);
+  if (status.ok() && steps.size > 0) status = core::check_steps(steps, impl.storage);
+  core::ParameterSteps fresh;
+  fresh.prepare(impl.storage.tensors().size());
+  if (status.ok()) status = fresh.write(counters.global_step, steps);
+  if (status.ok() && fresh.differing() != nullptr) status = impl.engine->allow_differing_steps();
+  if (!status.ok()) return status;
   for (const ArrayCopy& copy : from) {
     if (status.ok() && copy.nbytes > 0) status = impl.engine->copy_in(copy);
   }
   if (status.ok()) status = impl.engine->write_counters(counters);
+  const bool differs = fresh.differing() != nullptr;
+  if (status.ok()) status = impl.engine->write_steps(differs ? steps : Span<const std::int64_t>{});
   if (!status.ok()) return impl.engine->close(), status;
+  impl.steps = std::move(fresh);
   impl.counters.write(counters);
-  impl.config.loss_scale = counters.loss_scale;
+  impl.set_loss_scale(counters.loss_scale);
   return {};
 }
 

@@ -41,8 +41,9 @@ std::size_t shift_of(const Tensor& tensor, std::size_t state_nbytes, std::size_t
 
 }  // namespace
 
-Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
+Status Storage::prepare(const Options& options, Span<const ParameterSpec> parameters,
                         const Allocate& allocate, std::size_t access_width) {
+  const AdamConfig& config = options.all;
   tensors_.reserve(parameters.size);
   for (const ParameterSpec& spec : parameters) {
     Tensor tensor{};
@@ -52,6 +53,8 @@ Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> para
     tensor.real = real_type(spec.dtype);
     tensor.row_length = spec.rows > 0 ? spec.count / spec.rows : 0;
     tensor.index = static_cast<std::int64_t>(tensors_.size());
+    tensor.key = spec.key < 0 ? tensor.index : spec.key;
+    tensor.has_vhat = options.of(spec).use_amsgrad;
     tensor.format = config.state_format;
     tensor.scale_block =
         config.state_format == StateFormat::int8 ? choose_scale_block(tensor.row_length) : 1;
@@ -59,7 +62,7 @@ Status Storage::prepare(const AdamConfig& config, Span<const ParameterSpec> para
     tensors_.push_back(tensor);
   }
   if (Status status = reserve_state(config, allocate, access_width); !status.ok()) return status;
-  return sort_ranges();
+  return sort_ranges(config);
 }
 
 // One kind of state after the other, each tensor's part on a cache line of its own, so that vectors
@@ -75,17 +78,18 @@ Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate
   for (std::size_t k = 0; k < kStateKinds; ++k) {
     for (const Tensor& tensor : tensors_) {
       const std::size_t nbytes = layout_of(static_cast<StateKind>(k), tensor, config).nbytes();
-      if (nbytes == 0) {
+      state_nbytes_ += nbytes;
+      if (nbytes == 0 || tensor.spec.states[k] != nullptr) {
         offsets.push_back(kNone);
         continue;
       }
       cursor = (cursor + kLine - 1) / kLine * kLine;
-      if (access_width > 0 && static_cast<StateKind>(k) <= StateKind::master) {
+      if (access_width > 0 &&
+          layout_of(static_cast<StateKind>(k), tensor, config).is_like_parameter) {
         cursor += shift_of(tensor, nbytes, access_width);
       }
       offsets.push_back(cursor);
       cursor += nbytes;
-      state_nbytes_ += nbytes;
     }
     cursor += kStagger;
   }
@@ -97,28 +101,43 @@ Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate
   for (std::size_t k = 0; k < kStateKinds; ++k) {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       const std::size_t offset = offsets[k * tensors_.size() + i];
-      tensors_[i].states[k] = offset == kNone ? nullptr : memory + offset;
+      tensors_[i].states[k] =
+          offset == kNone ? static_cast<char*>(tensors_[i].spec.states[k]) : memory + offset;
     }
   }
   return {};
 }
 
-Status Storage::sort_ranges() {
-  std::vector<std::size_t> order;
-  for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    if (tensors_[i].nbytes > 0) order.push_back(i);
-  }
-  const auto range = [this](std::size_t i) {
-    return range_of(tensors_[i].spec.data, tensors_[i].nbytes);
+Status Storage::sort_ranges(const AdamConfig& config) {
+  struct Owned {
+    Range range;
+    std::int64_t index;
+    bool is_state;
   };
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t a, std::size_t b) { return range(a).begin < range(b).begin; });
-  for (std::size_t k = 0; k < order.size(); ++k) {
-    if (k > 0 && range(order[k]).begin < range(order[k - 1]).end) {
-      return {StatusCode::overlap, "a parameter shares memory with another",
-              static_cast<std::int64_t>(std::max(order[k], order[k - 1]))};
+  std::vector<Owned> owned;
+  const auto add = [&](const void* data, std::size_t nbytes, std::int64_t index, bool is_state) {
+    if (nbytes > 0) owned.push_back({range_of(data, nbytes), index, is_state});
+  };
+  for (const Tensor& tensor : tensors_) {
+    add(tensor.spec.data, tensor.nbytes, tensor.index, false);
+    add(tensor.spec.delta, tensor.spec.delta == nullptr ? 0 : tensor.nbytes, tensor.index, false);
+    for (std::size_t k = 0; k < kStateKinds; ++k) {
+      const void* given = tensor.spec.states[k];
+      if (given == nullptr) continue;
+      add(given, layout_of(static_cast<StateKind>(k), tensor, config).nbytes(), tensor.index, true);
     }
-    ranges_.push_back(range(order[k]));
+  }
+  std::sort(owned.begin(), owned.end(),
+            [](const Owned& a, const Owned& b) { return a.range.begin < b.range.begin; });
+  for (std::size_t k = 0; k < owned.size(); ++k) {
+    if (k > 0 && owned[k].range.begin < owned[k - 1].range.end) {
+      const bool has_state = owned[k].is_state || owned[k - 1].is_state;
+      return {StatusCode::overlap,
+              has_state ? "an array of state shares memory with another or with a parameter"
+                        : "a parameter shares memory with another",
+              std::max(owned[k].index, owned[k - 1].index)};
+    }
+    ranges_.push_back(owned[k].range);
   }
   if (state_.end > state_.begin) {
     const auto place =

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "adamas/optimizer.hpp"
+#include "core/options.hpp"
 #include "rules/low_precision.hpp"
 
 namespace adamas::core {
@@ -17,6 +18,8 @@ struct Tensor {
   DType real;                 // of the arithmetic and the moments
   std::int64_t row_length;    // elements
   std::int64_t index;         // of the parameter
+  std::int64_t key;           // of its random bits
+  bool has_vhat;              // use_amsgrad
   StateFormat format;         // of the moments
   std::int64_t scale_block;   // StateFormat::int8: elements per scale; else 1
   std::size_t nbytes;         // of the parameter
@@ -58,9 +61,9 @@ class Storage {
   // Zeroed memory that outlives this object; null: there is none.
   using Allocate = std::function<char*(std::size_t nbytes)>;
 
-  // Reserves the state; `access_width` is that of Engine.  Throws std::bad_alloc; refuses
-  // parameters that share memory.
-  Status prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
+  // Reserves the state that is not the caller's; `access_width` is that of Engine.  Throws
+  // std::bad_alloc; refuses parameters and state of the caller's that share memory.
+  Status prepare(const Options& options, Span<const ParameterSpec> parameters,
                  const Allocate& allocate, std::size_t access_width);
 
   const std::vector<Tensor>& tensors() const { return tensors_; }
@@ -75,7 +78,7 @@ class Storage {
  private:
   Status reserve_state(const AdamConfig& config, const Allocate& allocate,
                        std::size_t access_width);
-  Status sort_ranges();
+  Status sort_ranges(const AdamConfig& config);
 
   std::vector<Tensor> tensors_;
   std::vector<Range> ranges_;  // sorted; none overlaps another

@@ -24,14 +24,14 @@ class DirectTensor {
 
   // Whether update() may be called: for such a parameter with a dense gradient of its own type.
   bool takes(const Gradient& grad) const {
-    return is_direct_ && grad.rows == nullptr && grad.dtype == dtype_;
+    return is_direct_ && grad.rows == nullptr && grad.dtype == dtype_ && !grad.is_absent;
   }
 
   std::int32_t rates() const { return rates_; }
 
   // Updates a block, as update_run() does.
   void update(const KernelTable& kernels, const Block& block, const Gradient& grad,
-              const StepScalars& scalars, unsigned variant) const;
+              const Folded& folded) const;
 
  private:
   char* param_;

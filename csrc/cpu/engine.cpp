@@ -1,10 +1,14 @@
 #include "cpu/engine.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <new>
+#include <numeric>
 
 #include "core/checks.hpp"
 #include "cpu/kernels/isa.hpp"
 #include "rules/decision.hpp"
+#include "rules/ordered_sum.hpp"
 
 namespace adamas::cpu {
 namespace {
@@ -14,7 +18,9 @@ using core::bad;
 void load_masters(const std::vector<Tensor>& tensors) {
   for (const Tensor& tensor : tensors) {
     char* master = tensor.state(StateKind::master);
-    if (master == nullptr) continue;
+    const bool is_given =
+        tensor.spec.states[static_cast<std::size_t>(StateKind::master)] != nullptr;
+    if (master == nullptr || is_given) continue;
     kernels().load[half_index(tensor.spec.dtype)](tensor.data(), reinterpret_cast<float*>(master),
                                                   tensor.spec.count);
   }
@@ -46,38 +52,89 @@ char* Engine::allocate_state(std::size_t nbytes) {
   return state_.allocate(nbytes) ? state_.data() : nullptr;
 }
 
-Status Engine::start(const AdamConfig& config, const std::vector<Tensor>& tensors,
-                     std::size_t rates_count, Span<void* const>) {
-  config_ = config;
+// Where they are not the caller's, which are as they are.
+void start_averages(const std::vector<Tensor>& tensors) {
+  for (const Tensor& tensor : tensors) {
+    char* average = tensor.state(StateKind::ema);
+    const bool is_given = tensor.spec.states[static_cast<std::size_t>(StateKind::ema)] != nullptr;
+    if (average == nullptr || is_given) continue;
+    if (tensor.is_half()) {
+      const char* master = tensor.state(StateKind::master);
+      auto* values = reinterpret_cast<float*>(average);
+      if (master != nullptr) {
+        std::memcpy(values, master, static_cast<std::size_t>(tensor.spec.count) * sizeof(float));
+      } else {
+        kernels().load[half_index(tensor.spec.dtype)](tensor.data(), values, tensor.spec.count);
+      }
+    } else {
+      std::memcpy(average, tensor.data(), tensor.nbytes);
+    }
+  }
+}
+
+Status Engine::start(const core::Options& options, const std::vector<Tensor>& tensors,
+                     Span<void* const>) {
+  options_ = &options;
   tensors_ = &tensors;
-  rates_.prepare(config, tensors, rates_count);
-  stepper_.prepare(config, tensors, rates_count);
+  rates_.prepare(options, tensors);
+  stepper_.prepare(options, tensors, rates_);
+  by_group_.resize(tensors.size());
+  std::iota(by_group_.begin(), by_group_.end(), std::size_t{0});
+  std::stable_sort(by_group_.begin(), by_group_.end(), [&](std::size_t a, std::size_t b) {
+    return tensors[a].spec.rates < tensors[b].spec.rates;
+  });
   load_masters(tensors);
+  start_averages(tensors);
   return {};
 }
 
-Status Engine::fold(const core::StepInput& input, double factor) noexcept {
-  Status status = rates_.fold(input, factor);
-  if (status.ok()) stepper_.set_scalars(rates_);
-  return status;
-}
-
-// Clips or skips, by the sum of squares of all gradients.
+// Clips or skips, by the sums of squares of gradients.
 Status Engine::decide(const core::StepInput& input, core::StepResult* result) noexcept {
-  const SquareSum sum = stepper_.measure();
+  const SquareSum sum = stepper_.measure(input);
+  const bool clips_groups = options_->clips_groups();
   const rules::Decision decision =
-      rules::decide(config_, input.loss_scale, sum.squares, sum.finite);
+      rules::decide(options_->all, input.loss_scale, sum.squares, sum.finite, clips_groups);
   if (decision.refusal != rules::Refusal::none) return status_of(decision.refusal);
   result->skipped = decision.skips;
   result->grad_norm = decision.norm;
-  return decision.clips ? fold(input, decision.factor) : Status{};
+  if (decision.skips) return {};
+  if (decision.clip == 1.0 && !clips_groups) return {};
+  if (options_->clips_apart()) return clip_groups(input, decision.clip);
+  return rates_.fold(input, {rules::factor_of(options_->all, decision.clip, input.loss_scale)});
+}
+
+// `clip`: of all gradients.
+Status Engine::clip_groups(const core::StepInput& input, double clip) noexcept {
+  try {
+    factors_.resize(tensors_->size());
+    squares_.resize(tensors_->size());
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::out_of_memory, "no memory to clip groups"};
+  }
+  const auto rates_of = [&](std::size_t i) { return (*tensors_)[i].spec.rates; };
+  for (std::size_t first = 0, last = 0; first < by_group_.size(); first = last) {
+    const AdamConfig& group = options_->of((*tensors_)[by_group_[first]].spec);
+    while (last < by_group_.size() && rates_of(by_group_[last]) == rates_of(by_group_[first])) {
+      squares_[last] = stepper_.squares_of(by_group_[last]);
+      ++last;
+    }
+    const double of_group = rules::ordered_sum(squares_.data() + first, last - first);
+    for (std::size_t k = first; k < last; ++k) {
+      const double squares = group.clip_per_array ? squares_[k] : of_group;
+      const double norm = rules::norm_of(squares, input.loss_scale);
+      if (rules::overflows(group.max_grad_norm, norm)) return status_of(rules::Refusal::norm);
+      const double own = rules::clip_to(group.max_grad_norm, norm);
+      factors_[by_group_[k]] = rules::factor_of(group, own < clip ? own : clip, input.loss_scale);
+    }
+  }
+  return rates_.fold(input, {{1.0}, factors_.data()});
 }
 
 Status Engine::step(const Selection& all, const core::StepInput& input,
                     const core::Ordering& ordering, core::StepResult* result) noexcept {
   ordering.wait_for_last();
-  const bool measures = rules::measures(config_);
-  Status status = fold(input, rules::unclipped_factor(input.loss_scale));
+  const bool measures = options_->measures();
+  Status status = rates_.fold(input, {rules::factor_of(options_->all, 1.0, input.loss_scale)});
   if (status.ok()) status = stepper_.merge(all, measures);
   if (status.ok() && measures) status = decide(input, result);
   if (status.ok() && !result->skipped) stepper_.update();
@@ -85,7 +142,7 @@ Status Engine::step(const Selection& all, const core::StepInput& input,
 }
 
 Status Engine::begin(const core::StepInput& input) noexcept {
-  return fold(input, rules::unclipped_factor(input.loss_scale));
+  return rates_.fold(input, {rules::factor_of(options_->all, 1.0, input.loss_scale)});
 }
 
 Status Engine::apply(const Selection& one, const core::Ordering& ordering) noexcept {

@@ -14,8 +14,8 @@ class Engine final : public core::Engine {
   static Status open(const AdamConfig& config, std::unique_ptr<core::Engine>* engine);
 
   char* allocate_state(std::size_t nbytes) override;
-  Status start(const AdamConfig& config, const std::vector<Tensor>& tensors,
-               std::size_t rates_count, Span<void* const> after) override;
+  Status start(const core::Options& options, const std::vector<Tensor>& tensors,
+               Span<void* const> after) override;
   Status step(const Selection& all, const core::StepInput& input, const core::Ordering& ordering,
               core::StepResult* result) noexcept override;
   Status begin(const core::StepInput& input) noexcept override;
@@ -27,14 +27,19 @@ class Engine final : public core::Engine {
   void close() noexcept override {}  // copies in memory don't fail halfway
 
  private:
-  Status fold(const core::StepInput& input, double factor) noexcept;
+  Status clip_groups(const core::StepInput& input, double clip) noexcept;
   Status decide(const core::StepInput& input, core::StepResult* result) noexcept;
 
-  AdamConfig config_;
+  const core::Options* options_ = nullptr;
   core::ZeroedBlock state_;
   const std::vector<Tensor>* tensors_ = nullptr;
   core::RateFolder rates_;
   Stepper stepper_;
+
+  // Of steps that clip groups or single gradients.
+  std::vector<std::size_t> by_group_;   // the parameters of each group, in their order
+  std::vector<double> squares_;         // of their gradients, in that order
+  std::vector<rules::Factor> factors_;  // by parameter
 };
 
 }  // namespace adamas::cpu

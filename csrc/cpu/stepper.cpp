@@ -51,14 +51,14 @@ class RowMemory {
 
 }  // namespace
 
-void Stepper::prepare(const AdamConfig& config, const std::vector<Tensor>& tensors,
-                      std::size_t rates_count) {
-  config_ = config;
+void Stepper::prepare(const core::Options& options, const std::vector<Tensor>& tensors,
+                      const core::RateFolder& rates) {
+  options_ = &options;
   tensors_ = &tensors;
+  rates_ = &rates;
   plan_ = core::make_plan(tensors);
-  threads_ = config.num_threads;
+  threads_ = options.all.num_threads;
   direct_ = std::vector<DirectTensor>(tensors.begin(), tensors.end());
-  folded_.resize(rates_count);
   segment_sums_.resize(static_cast<std::size_t>(plan_.segment_sums));
   block_squares_.resize(plan_.blocks.size());
   single_blocks_.resize(plan_.blocks.size() + 1);
@@ -67,42 +67,36 @@ void Stepper::prepare(const AdamConfig& config, const std::vector<Tensor>& tenso
   sparse_parameters_.reserve(tensors.size());
 }
 
-Scaling Stepper::scaling(const rules::Folded& folded) const {
-  return {{folded.float32, folded.float64}, folded.variant, config_.seed, step_};
+const rules::FoldedRates& Stepper::folded(const Tensor& tensor) const {
+  return rates_->of(static_cast<std::size_t>(tensor.index), tensor.spec.rates);
 }
 
-void Stepper::set_scalars(const core::RateFolder& rates) noexcept {
-  step_ = rates.step();
-  for (std::size_t k = 0; k < folded_.size(); ++k) {
-    const rules::FoldedRates& folded = rates.folded()[k];
-    folded_[k] = {scaling(folded.listed), scaling(folded.unlisted), folded.weight_decay,
-                  folded.factor};
-  }
+Scaling Stepper::scaling(const rules::FoldedRates& folded, const Folded& used) const {
+  return {&used, options_->all.seed, folded.step, 1.0 - options_->all.ema_decay};
 }
 
-const Scaling& Stepper::listed_scaling(const Tensor& tensor) const {
-  return folded_[static_cast<std::size_t>(tensor.spec.rates)].listed;
+Scaling Stepper::listed_scaling(const Tensor& tensor) const {
+  const rules::FoldedRates& folded = this->folded(tensor);
+  return scaling(folded, folded.listed);
 }
 
 // Numerics "mindspore" decays once for each entry, "standard" once for each row.  `own` has room
 // for scalars of the row's own.
-const Scaling& Stepper::row_scaling(const Tensor& tensor, const RowMerge& merge,
-                                    const ListedRow& listed, Scaling& own) const {
-  const Folded& folded = folded_[static_cast<std::size_t>(tensor.spec.rates)];
+Scaling Stepper::row_scaling(const Tensor& tensor, const RowMerge& merge, const ListedRow& listed,
+                             Folded& own) const {
+  const rules::FoldedRates& folded = this->folded(tensor);
   const bool repeats = listed.first != listed.last;
-  if (rules::decays_all_rows(config_) || !repeats || folded.weight_decay == 0.0) {
-    return folded.listed;
+  if (rules::decays_all_rows(options_->of(tensor.spec)) || !repeats || folded.weight_decay == 0.0) {
+    return scaling(folded, folded.listed);
   }
   double entries = 0.0;
   for (std::uint32_t place = listed.first; place != RowMerge::kEnd; place = merge.next(place)) {
     ++entries;
   }
   own = folded.listed;
-  own.scalars.float32.decay =
-      rules::decay_of_entries<float>(folded.weight_decay, folded.factor, entries);
-  own.scalars.float64.decay =
-      rules::decay_of_entries<double>(folded.weight_decay, folded.factor, entries);
-  return own;
+  own.float32.decay = rules::decay_of_entries<float>(folded.weight_decay, folded.factor, entries);
+  own.float64.decay = rules::decay_of_entries<double>(folded.weight_decay, folded.factor, entries);
+  return scaling(folded, own);
 }
 
 // Whether any parameter is updated block by block; tables of which only some rows are have so many
@@ -115,7 +109,8 @@ bool Stepper::updates_blocks() const {
 }
 
 bool Stepper::updates_all_rows(std::size_t parameter) const {
-  return !is_sparse(parameter) || config_.row_policy == RowPolicy::exact;
+  if (is_absent(parameter)) return false;
+  return !is_sparse(parameter) || options_->all.row_policy == RowPolicy::exact;
 }
 
 // Small work stays on the calling thread; waking others costs more than it saves.
@@ -130,7 +125,7 @@ Status Stepper::merge(const Selection& selection, bool measured) noexcept {
   selection_ = selection;
   kernels_ = &kernels();
   sparse_parameters_.clear();
-  const bool sorted = measured || config_.row_policy == RowPolicy::exact;
+  const bool sorted = measured || options_->all.row_policy == RowPolicy::exact;
   united_ = sorted;
   if (!selection.has_sparse) return {};
   for (std::size_t i = selection.first; i < selection.last; ++i) {
@@ -183,7 +178,8 @@ std::int64_t Stepper::select_chunks() noexcept {
   return plan_.blocks_of_parameter[selection_.last] - first;
 }
 
-SquareSum Stepper::measure() noexcept {
+SquareSum Stepper::measure(const core::StepInput& input) noexcept {
+  input_ = &input;
   all_finite_.store(true, std::memory_order_relaxed);
   std::fill(block_squares_.begin(), block_squares_.end(), 0.0);
   run<&Stepper::measure_chunk>(select_chunks());
@@ -208,14 +204,24 @@ SquareSum Stepper::measure() noexcept {
           all_finite_.load(std::memory_order_relaxed)};
 }
 
+double Stepper::squares_of(std::size_t parameter) const noexcept {
+  const auto first = static_cast<std::size_t>(plan_.blocks_of_parameter[parameter]);
+  const auto last = static_cast<std::size_t>(plan_.blocks_of_parameter[parameter + 1]);
+  return rules::ordered_sum(block_squares_.data() + first, last - first);
+}
+
 void Stepper::measure_chunk(std::int64_t chunk) noexcept {
   for (std::int64_t b = chunks_[chunk]; b < chunks_[chunk + 1]; ++b) {
     const Block& block = plan_.blocks[static_cast<std::size_t>(b)];
     const auto i = static_cast<std::size_t>(block.parameter);
-    if (is_sparse(i)) continue;
+    if (is_sparse(i) || is_absent(i)) continue;
+    const Tensor& tensor = (*tensors_)[i];
     const GradSource source(selection_.grad(i));
-    const SquareSum sum = square_sum_run(
-        *kernels_, {&(*tensors_)[i], block.begin, block.count, &source, block.begin});
+    const double decay = rules::measured_decay(
+        options_->of(tensor.spec), input_->rates[static_cast<std::size_t>(tensor.spec.rates)],
+        input_->loss_scale);
+    const SquareSum sum =
+        square_sum_run(*kernels_, {&tensor, block.begin, block.count, &source, block.begin}, decay);
     block_squares_[static_cast<std::size_t>(b)] = sum.squares;
     if (!sum.finite) all_finite_.store(false, std::memory_order_relaxed);
   }
@@ -237,7 +243,7 @@ void Stepper::update() noexcept {
   const bool centralizes = !plan_.rows.empty();
   for (std::size_t i = selection_.first; centralizes && i < selection_.last; ++i) {
     const std::int32_t index = plan_.rows_of_parameter[i];
-    if (index < 0) continue;
+    if (index < 0 || is_absent(i)) continue;
     const core::Rows& rows = plan_.rows[static_cast<std::size_t>(index)];
     first_segment_ = rows.first_chunk;
     run<&Stepper::sum_segments>(rows.last_chunk - rows.first_chunk);
@@ -248,11 +254,11 @@ void Stepper::update() noexcept {
     current_ = i;
     run<&Stepper::update_partition>(sparse_[i]->merge.partitions());
   }
-  if (config_.row_policy != RowPolicy::catch_up) return;
+  if (options_->all.row_policy != RowPolicy::catch_up) return;
   for (std::size_t i = selection_.first; i < selection_.last; ++i) {
     const Tensor& tensor = (*tensors_)[i];
     if (updates_all_rows(i) && tensor.row_steps() != nullptr) {
-      std::fill_n(tensor.row_steps(), tensor.spec.rows, step_);
+      std::fill_n(tensor.row_steps(), tensor.spec.rows, folded(tensor).step);
     }
   }
 }
@@ -279,8 +285,7 @@ void Stepper::update_chunk(std::int64_t chunk) noexcept {
     const auto i = static_cast<std::size_t>(block.parameter);
     const DirectTensor& direct = direct_[i];
     if (const Gradient& grad = selection_.grad(i); direct.takes(grad)) {
-      const Scaling& scaling = folded_[static_cast<std::size_t>(direct.rates())].listed;
-      direct.update(*kernels_, block, grad, scaling.scalars, scaling.variant);
+      direct.update(*kernels_, block, grad, rates_->of(i, direct.rates()).listed);
     } else if (updates_all_rows(i)) {
       update_block(block);
     }
@@ -329,9 +334,10 @@ void Stepper::update_table(const Block& block) noexcept {
   const auto i = static_cast<std::size_t>(block.parameter);
   const Tensor& tensor = (*tensors_)[i];
   const RowMerge& merge = sparse_[i]->merge;
-  const Scaling& unlisted = folded_[static_cast<std::size_t>(tensor.spec.rates)].unlisted;
+  const rules::FoldedRates& folded = this->folded(tensor);
+  const Scaling unlisted = scaling(folded, folded.unlisted);
   const GradSource zero;
-  Scaling own;
+  Folded own;
   const std::int64_t end = block.begin + block.count;
   ListedRows rows(merge, block.begin / tensor.row_length);
   for (std::int64_t begin = block.begin; begin < end;) {
@@ -366,7 +372,8 @@ void Stepper::update_partition(std::int64_t partition) noexcept {
   const RowMemory memory(tensor, grad, merge);
   const ListedRow* const rows = merge.begin(partition);
   const std::ptrdiff_t count = merge.end(partition) - rows;
-  Scaling own;
+  const std::int64_t step = folded(tensor).step;
+  Folded own;
   for (std::ptrdiff_t k = -kFar; k < count; ++k) {
     if (k + kFar < count) memory.prefetch<CacheLevel::second>(rows[k + kFar]);
     if (k + kNear >= 0 && k + kNear < count) memory.prefetch<CacheLevel::first>(rows[k + kNear]);
@@ -379,7 +386,7 @@ void Stepper::update_partition(std::int64_t partition) noexcept {
     const Run run{&tensor, listed.row * tensor.row_length, tensor.row_length, &source, 0};
     if (tensor.row_steps() != nullptr) {
       catch_up(run, listed.row);
-      tensor.row_steps()[listed.row] = step_;
+      tensor.row_steps()[listed.row] = step;
     }
     update_run(*kernels_, run, row_scaling(tensor, merge, listed, own));
   }
@@ -399,14 +406,15 @@ void Stepper::catch_up_block(const Block& block) noexcept {
 
 // Decays the moments of a run within one row by the steps that the row has missed.
 void Stepper::catch_up(const Run& run, std::int64_t row) noexcept {
-  const std::int64_t missed = step_ - 1 - run.tensor->row_steps()[row];
+  const rules::FoldedRates& folded = this->folded(*run.tensor);
+  const std::int64_t missed = folded.step - 1 - run.tensor->row_steps()[row];
   if (missed <= 0) return;
   // Powers of the betas as the rule multiplies with them.
   const auto beta_power = [&](double beta) {
     const bool is_float32 = run.tensor->real == DType::float32;
     return rules::power(is_float32 ? rules::as_float32(beta) : beta, missed);
   };
-  decay_moments(*kernels_, run, beta_power(config_.beta1), beta_power(config_.beta2));
+  decay_moments(*kernels_, run, beta_power(folded.beta1), beta_power(folded.beta2));
 }
 
 }  // namespace adamas::cpu

@@ -26,12 +26,10 @@ using core::Selection;
 
 class Stepper {
  public:
-  // Throws std::bad_alloc.
-  void prepare(const AdamConfig& config, const std::vector<Tensor>& tensors,
-               std::size_t rates_count);
-
-  // With which scalars update() works.
-  void set_scalars(const core::RateFolder& rates) noexcept;
+  // Throws std::bad_alloc.  What is given outlives this object; update() works with what `rates`
+  // has folded last.
+  void prepare(const core::Options& options, const std::vector<Tensor>& tensors,
+               const core::RateFolder& rates);
 
   // Starts on these gradients: finds the listed rows of the sparse ones.  `measured` if measure()
   // will be called.
@@ -39,21 +37,15 @@ class Stepper {
 
   // The sum of squares of all gradients, in an order that only the list of parameters decides, and
   // whether all are finite.
-  SquareSum measure() noexcept;
+  SquareSum measure(const core::StepInput& input) noexcept;
+
+  // After measure(), what the gradient of one parameter has in it.
+  double squares_of(std::size_t parameter) const noexcept;
 
   // Updates parameters and state.
   void update() noexcept;
 
  private:
-  // The scalars of one element of the rates: for elements that have a gradient, and for those that
-  // only have the zero of a row that is not listed.
-  struct Folded {
-    Scaling listed;
-    Scaling unlisted;
-    double weight_decay;
-    double factor;  // what gradients are multiplied with
-  };
-
   // What a sparse gradient needs, kept from step to step.
   struct Sparse {
     RowMerge merge;
@@ -64,11 +56,13 @@ class Stepper {
   template <void (Stepper::*method)(std::int64_t) noexcept>
   void run(std::int64_t chunks) noexcept;
 
-  Scaling scaling(const rules::Folded& folded) const;
-  const Scaling& listed_scaling(const Tensor& tensor) const;
-  const Scaling& row_scaling(const Tensor& tensor, const RowMerge& merge, const ListedRow& listed,
-                             Scaling& own) const;
+  const rules::FoldedRates& folded(const Tensor& tensor) const;
+  Scaling scaling(const rules::FoldedRates& folded, const Folded& used) const;
+  Scaling listed_scaling(const Tensor& tensor) const;
+  Scaling row_scaling(const Tensor& tensor, const RowMerge& merge, const ListedRow& listed,
+                      Folded& own) const;
   bool is_sparse(std::size_t parameter) const { return selection_.grad(parameter).rows != nullptr; }
+  bool is_absent(std::size_t parameter) const { return selection_.grad(parameter).is_absent; }
   bool updates_all_rows(std::size_t parameter) const;
   bool updates_blocks() const;
 
@@ -89,12 +83,12 @@ class Stepper {
   void catch_up(const Run& run, std::int64_t row) noexcept;
   double row_mean(const core::Rows& rows, std::int64_t row) const noexcept;
 
-  AdamConfig config_;
+  const core::Options* options_ = nullptr;
   const std::vector<Tensor>* tensors_ = nullptr;
+  const core::RateFolder* rates_ = nullptr;
   core::Plan plan_;
   std::vector<DirectTensor> direct_;  // by parameter
   int threads_ = 1;
-  std::vector<Folded> folded_;                   // by rates
   std::vector<double> segment_sums_;             // of the rows that are centralized
   std::vector<double> block_squares_;            // by block; of sparse parameters in the first
   std::vector<std::int64_t> single_blocks_;      // 0, 1, ...: chunks of one block each
@@ -104,8 +98,8 @@ class Stepper {
   // Of the step, or of the phase that is running.
   const KernelTable* kernels_ = nullptr;
   Selection selection_{};
-  std::int64_t step_ = 0;
-  bool united_ = false;  // whether merge() has run round 3 too, or update() will
+  const core::StepInput* input_ = nullptr;  // of measure()
+  bool united_ = false;                     // whether merge() has run round 3 too, or update() will
   std::atomic<bool> all_finite_{true};
   std::size_t current_ = 0;               // the sparse parameter that the phase is about
   std::int64_t first_segment_ = 0;        // where the segment chunks of the phase begin

@@ -125,18 +125,22 @@ const void* GradSource::fetch(const KernelTable& kernels, DType real, std::int64
 void update_run(const KernelTable& kernels, const Run& run, const Scaling& scaling,
                 const double* mean) {
   const Tensor& tensor = *run.tensor;
-  const unsigned variant = scaling.variant | (mean == nullptr ? 0U : rules::kCentralize);
+  const unsigned variant = scaling.folded->variant | (mean == nullptr ? 0U : rules::kCentralize);
+  const bool writes_delta = tensor.spec.delta != nullptr;
   const auto kernel = kernels.dense[dense_index(tensor.real, tensor.format)][variant];
   const double mean_value = mean == nullptr ? 0.0 : *mean;
   const auto update = [&](std::int64_t begin, std::int64_t count, void* param, const void* grad) {
     DenseSpan span = span_of(tensor, begin, count, param, grad);
     if (tensor.format != StateFormat::real) {
       span.stored = stored_moments(tensor, begin);
-      span.stored.random_key = rules::random_key(scaling.seed, scaling.step, tensor.index);
+      span.stored.random_key = rules::random_key(scaling.seed, scaling.step, tensor.key);
     }
-    kernel(span, scaling.scalars, mean_value);
+    kernel(span, *scaling.folded, mean_value);
+    if (void* average = state_at(tensor, StateKind::ema, begin)) {
+      kernels.average[real_index(tensor.real)](average, param, scaling.ema_rate, count);
+    }
   };
-  if (!tensor.is_half() && run.source->is_direct(tensor.real)) {
+  if (!tensor.is_half() && !writes_delta && run.source->is_direct(tensor.real)) {
     update(run.begin, run.count, at(tensor.spec.data, run.begin, tensor.real),
            run.source->fetch(kernels, tensor.real, run.source_begin, run.count, nullptr));
     return;
@@ -146,12 +150,22 @@ void update_run(const KernelTable& kernels, const Run& run, const Scaling& scali
     Buffer param_buffer;
     Buffer grad_buffer;
     void* param = real_param(kernels, tensor, tile.begin, tile.count, &param_buffer);
+    if (writes_delta && !tensor.is_half()) {
+      std::copy_n(static_cast<const char*>(param),
+                  static_cast<std::size_t>(tile.count) * item_size(tensor.real),
+                  reinterpret_cast<char*>(param_buffer.bytes));
+      param = param_buffer.bytes;
+    }
     update(tile.begin, tile.count, param,
            run.source->fetch(kernels, tensor.real, tile.source_begin, tile.count, &grad_buffer));
+    void* target = writes_delta ? tensor.spec.delta : tensor.spec.data;
+    char* stored = at(target, tile.begin, tensor.spec.dtype);
     if (tensor.is_half()) {
-      kernels.store[half_index(tensor.spec.dtype)](
-          static_cast<const float*>(param), at(tensor.spec.data, tile.begin, tensor.spec.dtype),
-          tile.count);
+      kernels.store[half_index(tensor.spec.dtype)](static_cast<const float*>(param), stored,
+                                                   tile.count);
+    } else if (writes_delta) {
+      std::copy_n(static_cast<const char*>(param),
+                  static_cast<std::size_t>(tile.count) * item_size(tensor.real), stored);
     }
   });
 }
@@ -171,7 +185,7 @@ void decode_moment(const KernelTable& kernels, const Tensor& tensor, StateKind k
 
 double sum_run(const KernelTable& kernels, const Run& run, const Scaling& scaling) {
   const Tensor& tensor = *run.tensor;
-  const bool l2 = (scaling.variant & rules::kL2) != 0;
+  const bool l2 = (scaling.folded->variant & rules::kL2) != 0;
   const auto kernel = kernels.row_sum[real_index(tensor.real)][l2 ? 1 : 0];
   double sum = 0.0;
   for_tiles(run, kTile, [&](const Run& tile) {
@@ -180,18 +194,26 @@ double sum_run(const KernelTable& kernels, const Run& run, const Scaling& scalin
     void* param = real_param(kernels, tensor, tile.begin, tile.count, &param_buffer);
     const void* grad =
         run.source->fetch(kernels, tensor.real, tile.source_begin, tile.count, &grad_buffer);
-    sum += kernel({param, grad, nullptr, nullptr, nullptr, tile.count}, scaling.scalars);
+    sum += kernel({param, grad, nullptr, nullptr, nullptr, tile.count}, *scaling.folded);
   });
   return sum;
 }
 
-SquareSum square_sum_run(const KernelTable& kernels, const Run& run) {
-  const DType real = run.tensor->real;
+SquareSum square_sum_run(const KernelTable& kernels, const Run& run, double decay) {
+  const Tensor& tensor = *run.tensor;
+  const DType real = tensor.real;
   SquareSum sum{0.0, true};
   for_tiles(run, kTile, [&](const Run& tile) {
     Buffer buffer;
     const void* grad = run.source->fetch(kernels, real, tile.source_begin, tile.count, &buffer);
-    const SquareSum one = kernels.square_sum[real_index(real)](grad, tile.count);
+    SquareSum one{};
+    if (decay == 0.0) {
+      one = kernels.square_sum[real_index(real)](grad, tile.count);
+    } else {
+      Buffer param_buffer;
+      const void* param = real_param(kernels, tensor, tile.begin, tile.count, &param_buffer);
+      one = kernels.decayed_square_sum[real_index(real)](grad, param, decay, tile.count);
+    }
     sum = {sum.squares + one.squares, sum.finite && one.finite};
   });
   return sum;

@@ -58,12 +58,12 @@ struct Run {
   std::int64_t source_begin;
 };
 
-// The scalars of a run and the choices that go with them.
+// The scalars of a run, and what its random bits depend on besides the element.
 struct Scaling {
-  StepScalars scalars;
-  unsigned variant;    // without kCentralize
-  std::uint64_t seed;  // of stochastic rounding, with the step
+  const Folded* folded;
+  std::uint64_t seed;
   std::int64_t step;
+  double ema_rate;  // 1 - ema_decay
 };
 
 // Updates a run; a non-null `mean` is subtracted from its gradient.
@@ -76,8 +76,9 @@ void decode_moment(const KernelTable& kernels, const Tensor& tensor, StateKind k
 // The sum of the gradients of a run as the rule sees them, tile by tile from first to last.
 double sum_run(const KernelTable& kernels, const Run& run, const Scaling& scaling);
 
-// The sum of squares of the gradients of a run as they came, likewise.
-SquareSum square_sum_run(const KernelTable& kernels, const Run& run);
+// The sum of squares of the gradients of a run as they came, likewise; or with `decay` times the
+// parameter added.
+SquareSum square_sum_run(const KernelTable& kernels, const Run& run, double decay = 0.0);
 
 // Multiplies the moments of a run by beta^missed each (RowPolicy::catch_up).
 void decay_moments(const KernelTable& kernels, const Run& run, double factor1, double factor2);

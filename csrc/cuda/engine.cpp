@@ -64,15 +64,30 @@ char* Engine::allocate_state(std::size_t nbytes) {
   return status.ok() ? state_.as<char>() : nullptr;
 }
 
-Status Engine::start(const AdamConfig& config, const std::vector<core::Tensor>& tensors,
-                     std::size_t rates_count, Span<void* const> after) {
-  config_ = config;
+Status Engine::start(const core::Options& options, const std::vector<core::Tensor>& tensors,
+                     Span<void* const> after) {
+  options_ = &options;
   tensors_ = &tensors;
-  rates_.prepare(config, tensors, rates_count);
+  rates_.prepare(options, tensors);
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_streams(queue, after);
-    control_.prepare(queue, config, rates_count, rates_.has_float32());
-    stepper_.prepare(queue, config, tensors, control_);
+    control_.prepare(queue, options, tensors.size(), rates_.has_float32());
+    stepper_.prepare(queue, options, tensors, control_);
+    queue.finish();
+    return {};
+  });
+}
+
+Status Engine::allow_differing_steps() noexcept {
+  if (!broken_.ok()) return broken_;
+  if (control_.has_differing()) return {};
+  if (timeline_.has_captured()) {
+    return {StatusCode::bad_state,
+            "parameters can't be left out of steps any more once one was captured in a graph"};
+  }
+  return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    timeline_.follow_all(queue);
+    control_.differ(queue);
     queue.finish();
     return {};
   });
@@ -80,7 +95,7 @@ Status Engine::start(const AdamConfig& config, const std::vector<core::Tensor>& 
 
 // What can't be part of a graph.
 Status Engine::check_capture(const core::Selection& selection) const {
-  if (!config_.capturable) {
+  if (!options_->all.capturable) {
     return {StatusCode::bad_state, "a step can be captured in a graph with capturable=True only"};
   }
   for (std::size_t i = selection.first; i < selection.last; ++i) {
@@ -109,9 +124,9 @@ Status Engine::queue_step(Queue& queue, const core::Selection& selection,
   if (!status.ok()) return status;
   if (control_.decides()) {
     if (!timeline_.is_capturing()) control_.send(queue, input->rates, input->loss_scale);
-    if (rules::measures(config_)) stepper_.measure(queue, selection);
+    if (options_->measures()) stepper_.measure(queue, selection);
     queue.touch();
-    control_.decide(queue, stepper_.squares(), stepper_.blocks());
+    control_.decide(queue, stepper_.tables());
   }
   stepper_.update(queue, selection, rates_);
   control_.end(queue);
@@ -123,7 +138,7 @@ Status Engine::step(const core::Selection& all, const core::StepInput& input,
                     const core::Ordering& ordering, core::StepResult*) noexcept {
   if (!broken_.ok()) return broken_;
   if (!control_.decides()) {
-    Status status = rates_.fold(input, rules::unclipped_factor(input.loss_scale));
+    Status status = rates_.fold(input, {rules::factor_of(options_->all, 1.0, input.loss_scale)});
     if (!status.ok()) return status;
   }
   return queue_work(ordering.queueing.stream,
@@ -135,7 +150,7 @@ Status Engine::begin(const core::StepInput& input) noexcept {
     return {StatusCode::bad_state, "a capturable optimizer makes whole steps"};
   }
   if (!broken_.ok()) return broken_;
-  return rates_.fold(input, rules::unclipped_factor(input.loss_scale));
+  return rates_.fold(input, {rules::factor_of(options_->all, 1.0, input.loss_scale)});
 }
 
 Status Engine::apply(const core::Selection& one, const core::Ordering& ordering) noexcept {
@@ -149,7 +164,7 @@ Status Engine::set_global_step(std::int64_t step, std::int64_t moved) noexcept {
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_all(queue);
     queue.touch();
-    control_.set_step(queue, step);
+    control_.set_step(queue, step, moved);
     stepper_.add_row_steps(queue, moved);
     queue.finish();
     return {};
@@ -170,6 +185,24 @@ Status Engine::write_counters(const Counters& counters) noexcept {
     timeline_.follow_all(queue);
     control_.write(queue, counters);
     queue.finish();
+    return {};
+  });
+}
+
+Status Engine::read_steps(Span<std::int64_t> steps) noexcept {
+  return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    timeline_.follow_all(queue);
+    control_.read_steps(queue, steps);
+    return {};
+  });
+}
+
+// Without any, all are as many as the optimizer's.
+Status Engine::write_steps(Span<const std::int64_t> steps) noexcept {
+  if (!control_.decides()) return {};
+  return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    timeline_.follow_all(queue);
+    control_.write_steps(queue, steps);
     return {};
   });
 }
@@ -217,7 +250,7 @@ Status Engine::decode(const core::Tensor& tensor, StateKind kind, float* values)
     for (std::size_t k = 0; k < std::size(kStored); ++k) {
       const char* stored = tensor.state(kStored[k]);
       if (stored == nullptr) continue;
-      copies[k].resize(core::layout_of(kStored[k], tensor, config_).nbytes());
+      copies[k].resize(core::layout_of(kStored[k], tensor, options_->all).nbytes());
       Status status = read(stored, copies[k].data(), copies[k].size());
       if (!status.ok()) return status;
       copy.states[static_cast<std::size_t>(kStored[k])] = copies[k].data();

@@ -22,8 +22,10 @@ class Engine final : public core::Engine {
   std::int32_t device() const override { return device_.ordinal; }
   char* allocate_state(std::size_t nbytes) override;
   std::size_t access_width() const override { return 16; }
-  Status start(const AdamConfig& config, const std::vector<core::Tensor>& tensors,
-               std::size_t rates_count, Span<void* const> after) override;
+  Status start(const core::Options& options, const std::vector<core::Tensor>& tensors,
+               Span<void* const> after) override;
+  void take_options() noexcept override { control_.forget_groups(); }
+  Status allow_differing_steps() noexcept override;
   Status step(const core::Selection& all, const core::StepInput& input,
               const core::Ordering& ordering, core::StepResult* result) noexcept override;
   Status begin(const core::StepInput& input) noexcept override;
@@ -37,6 +39,8 @@ class Engine final : public core::Engine {
   bool counts_steps() const override { return control_.decides(); }
   Status read_counters(Counters* counters) noexcept override;
   Status write_counters(const Counters& counters) noexcept override;
+  Status read_steps(Span<std::int64_t> steps) noexcept override;
+  Status write_steps(Span<const std::int64_t> steps) noexcept override;
   Status send_rates(Span<const Rates> rates, double loss_scale, void* stream) noexcept override;
   bool is_capturing(void* stream) const noexcept override;
   Status read(const void* device, void* host, std::size_t nbytes) noexcept override;
@@ -50,7 +54,7 @@ class Engine final : public core::Engine {
                     const core::Ordering& ordering);
 
   Device device_;
-  AdamConfig config_;
+  const core::Options* options_ = nullptr;
   const std::vector<core::Tensor>* tensors_ = nullptr;
   Status broken_;  // an error after which the state can't be relied on
   Timeline timeline_;

@@ -24,11 +24,11 @@ void for_sparse(const core::Selection& selection, Visit visit) {
 
 }  // namespace
 
-void SparseRows::prepare(Queue& queue, const AdamConfig& config,
+void SparseRows::prepare(Queue& queue, const core::Options& options,
                          const std::vector<core::Tensor>& tensors) {
   tensors_ = &tensors;
-  measures_ = rules::measures(config);
-  needs_first_ = config.row_policy == RowPolicy::exact;
+  measures_ = options.measures();
+  needs_first_ = options.all.row_policy == RowPolicy::exact;
   kept_.resize(tensors.size());
   outside_.reserve(queue, tensors.size() * sizeof(std::int32_t));
   queue.note(pinned_.create(queue.device(), Handle::Kind::pinned,

@@ -21,7 +21,8 @@ class SparseRows {
   };
 
   // `tensors` outlive this object.
-  void prepare(Queue& queue, const AdamConfig& config, const std::vector<core::Tensor>& tensors);
+  void prepare(Queue& queue, const core::Options& options,
+               const std::vector<core::Tensor>& tensors);
   void release(Stream stream);
 
   // Finds the listed rows of the sparse gradients; refuses those outside.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "core/checks.hpp"
 #include "cuda/device/layout.hpp"
@@ -39,23 +40,67 @@ Control control_of(const Counters& counters) {
 
 }  // namespace
 
-void StepControl::prepare(Queue& queue, const AdamConfig& config, std::size_t rates_count,
+void StepControl::prepare(Queue& queue, const core::Options& options, std::size_t tensors,
                           bool has_float32) {
-  config_ = config;
-  decides_ = rules::measures(config) || config.capturable;
+  options_ = &options;
+  decides_ = options.measures() || options.all.capturable;
   has_float32_ = has_float32;
-  rates_count_ = rates_count;
+  tensors_count_ = tensors;
+  const std::size_t groups = options.groups.size();
   queue.note(pinned_.create(queue.device(), Handle::Kind::pinned, sizeof(Control)));
   lay_out(queue, memory_, [&](Layout& layout) {
     control_ = layout.take<Control>(1);
     loss_scale_ = layout.take<double>(1);
-    rates_ = layout.take<Rates>(rates_count);
-    entries_ = layout.take<RateEntry>(rates_count);
+    groups_ = layout.take<AdamConfig>(groups);
+    rates_ = layout.take<Rates>(groups);
+    group_squares_ = layout.take<double>(groups);
+    entries_ = layout.take<RateEntry>(groups);
+    powers_ = layout.take<rules::RunningPowers>(groups);
   });
+  queue.fill(powers_, 0, groups * sizeof(rules::RunningPowers));
   Counters none;
   none.last_grad_norm = std::numeric_limits<double>::quiet_NaN();
   const Control fresh = control_of(none);
   queue.store(control_, &fresh, sizeof(fresh));
+  if (decides_ && options.clips_apart()) differ(queue);
+}
+
+void StepControl::release(Stream stream) {
+  memory_.release(stream);
+  differing_.release(stream);
+}
+
+// With numbers of steps that are all the same until they are written.
+void StepControl::differ(Queue& queue) {
+  if (places_ != nullptr || queue.error() != 0) return;
+  lay_out(queue, differing_, [&](Layout& layout) {
+    behind_ = layout.take<std::int64_t>(tensors_count_);
+    array_squares_ = layout.take<double>(tensors_count_);
+    entries_ = layout.take<RateEntry>(tensors_count_);
+    powers_ = layout.take<rules::RunningPowers>(tensors_count_);
+    places_ = layout.take<std::uint32_t>(tensors_count_);
+  });
+  queue.fill(behind_, 0, tensors_count_ * sizeof(std::int64_t));
+  queue.fill(powers_, 0, tensors_count_ * sizeof(rules::RunningPowers));
+  std::vector<std::uint32_t> own(tensors_count_);
+  std::iota(own.begin(), own.end(), std::uint32_t{0});
+  send_places(queue, own.data());
+  queue.finish();
+}
+
+const std::uint32_t* StepControl::send_places(Queue& queue, const std::uint32_t* places) {
+  if (sent_places_.size() != tensors_count_ ||
+      !std::equal(sent_places_.begin(), sent_places_.end(), places)) {
+    sent_places_.assign(places, places + tensors_count_);
+    queue.store(places_, sent_places_.data(), tensors_count_ * sizeof(std::uint32_t));
+  }
+  return places_;
+}
+
+void StepControl::forget() {
+  sent_rates_.clear();
+  sent_places_.clear();
+  sent_groups_ = false;
 }
 
 void StepControl::send(Queue& queue, Span<const Rates> rates, double loss_scale) {
@@ -63,22 +108,53 @@ void StepControl::send(Queue& queue, Span<const Rates> rates, double loss_scale)
     queue.store(loss_scale_, &loss_scale, sizeof(loss_scale));
     sent_loss_scale_ = loss_scale;
   }
+  const std::size_t count = options_->groups.size();
+  if (!sent_groups_) {
+    queue.store(groups_, options_->groups.data(), count * sizeof(AdamConfig));
+    sent_groups_ = true;
+  }
   const auto is_same = [](const Rates& a, const Rates& b) {
     return a.learning_rate == b.learning_rate && a.weight_decay == b.weight_decay;
   };
-  if (sent_rates_.size() == rates_count_ &&
-      std::equal(rates.data, rates.data + rates_count_, sent_rates_.begin(), is_same)) {
+  if (sent_rates_.size() == count &&
+      std::equal(rates.data, rates.data + count, sent_rates_.begin(), is_same)) {
     return;
   }
-  sent_rates_.assign(rates.data, rates.data + rates_count_);
-  queue.store(rates_, sent_rates_.data(), rates_count_ * sizeof(Rates));
+  sent_rates_.assign(rates.data, rates.data + count);
+  queue.store(rates_, sent_rates_.data(), count * sizeof(Rates));
 }
 
-void StepControl::decide(Queue& queue, const double* squares, std::int64_t blocks) {
-  queue.launch(Kernel::decide, 1,
-               DecideArgs{config_, control_, loss_scale_, rates_, entries_,
-                          static_cast<std::int32_t>(rates_count_), rules::measures(config_),
-                          has_float32_, squares, blocks});
+void StepControl::sum_arrays(Queue& queue, const StepTables& tables) {
+  queue.launch_for(Kernel::array_squares, static_cast<std::int64_t>(tensors_count_), 1,
+                   ArraySquaresArgs{tables.squares(), tables.first_blocks(),
+                                    static_cast<std::int64_t>(tensors_count_), array_squares_});
+}
+
+void StepControl::decide(Queue& queue, const StepTables& tables) {
+  DecideArgs args{};
+  args.config = options_->all;
+  args.control = control_;
+  args.loss_scale = loss_scale_;
+  args.groups = groups_;
+  args.rates = rates_;
+  args.group_squares = group_squares_;
+  args.rates_count = static_cast<std::int32_t>(options_->groups.size());
+  args.measured = options_->measures();
+  args.has_float32 = has_float32_;
+  args.clips_groups = options_->clips_groups();
+  args.squares = tables.squares();
+  args.blocks = tables.blocks_count();
+  args.entries = entries_;
+  args.powers = powers_;
+  if (places_ != nullptr) {
+    args.tensors = tables.tensors();
+    args.grads = tables.grads();
+    args.behind = behind_;
+    args.array_squares = array_squares_;
+    args.tensors_count = static_cast<std::int64_t>(tensors_count_);
+  }
+  if (args.clips_groups) sum_arrays(queue, tables);
+  queue.launch(Kernel::decide, 1, args);
 }
 
 void StepControl::end(Queue& queue) {
@@ -115,8 +191,41 @@ void StepControl::write(Queue& queue, const Counters& counters) {
   queue.copy(pinned_.get(), control_, sizeof(control));
 }
 
-void StepControl::set_step(Queue& queue, std::int64_t step) {
-  if (decides_) queue.store(&control_->step, &step, sizeof(step));
+void StepControl::set_step(Queue& queue, std::int64_t step, std::int64_t moved) {
+  if (!decides_) return;
+  if (behind_ != nullptr) {
+    std::vector<std::int64_t> steps(tensors_count_);
+    read_steps(queue, steps);
+    for (std::int64_t& one : steps) one = std::max<std::int64_t>(one + moved, 0);
+    queue.store(&control_->step, &step, sizeof(step));
+    write_steps(queue, steps);
+    return;
+  }
+  queue.store(&control_->step, &step, sizeof(step));
+}
+
+void StepControl::read_steps(Queue& queue, Span<std::int64_t> steps) {
+  Counters counters;
+  read(queue, &counters);
+  std::vector<std::int64_t> behind(tensors_count_);
+  if (behind_ != nullptr) {
+    queue.copy(behind.data(), behind_, behind.size() * sizeof(std::int64_t));
+    queue.finish();
+  }
+  for (std::size_t i = 0; i < steps.size; ++i) steps[i] = counters.global_step - behind[i];
+}
+
+void StepControl::write_steps(Queue& queue, Span<const std::int64_t> steps) {
+  Counters counters;
+  read(queue, &counters);
+  const auto is_same = [&](std::int64_t step) { return step == counters.global_step; };
+  if (behind_ == nullptr && std::all_of(steps.begin(), steps.end(), is_same)) return;
+  differ(queue);
+  if (queue.error() != 0) return;
+  std::vector<std::int64_t> behind(tensors_count_);
+  for (std::size_t i = 0; i < steps.size; ++i) behind[i] = counters.global_step - steps[i];
+  queue.copy(behind_, behind.data(), behind.size() * sizeof(std::int64_t));
+  queue.finish();
 }
 
 }  // namespace adamas::cuda

@@ -6,30 +6,48 @@
 
 #include "core/engine.hpp"
 #include "cuda/device/device.hpp"
+#include "cuda/step_tables.hpp"
 #include "cuda/timeline.hpp"
 
 namespace adamas::cuda {
 
 class StepControl {
  public:
-  void prepare(Queue& queue, const AdamConfig& config, std::size_t rates_count, bool has_float32);
-  void release(Stream stream) { memory_.release(stream); }
+  // `options` outlive this object.
+  void prepare(Queue& queue, const core::Options& options, std::size_t tensors, bool has_float32);
+  void release(Stream stream);
 
   // Whether the device decides; else the host does.
   bool decides() const { return decides_; }
 
   // In device memory: null if the host decides.
   Control* control() const { return decides_ ? control_ : nullptr; }
-  // By rates; the host stores its own there if they are too many to be arguments.
+  // By rates, or after differ() by parameter; the host stores its own there if they are too many to
+  // be arguments.
   RateEntry* entries() const { return entries_; }
+  // By parameter, its place among the entries; null: that of its rates.
+  const std::uint32_t* places() const { return decides_ ? places_ : nullptr; }
 
-  // Sends what has changed of the rates and the loss scale.
+  // From here on parameters may differ in their steps, or in how they are clipped.
+  void differ(Queue& queue);
+  bool has_differing() const { return places_ != nullptr; }
+
+  // What is known by rates, in device memory.
+  const AdamConfig* groups() const { return groups_; }
+  const Rates* rates() const { return rates_; }
+  const double* loss_scale() const { return loss_scale_; }
+
+  // Where the host says where the scalars of each parameter stand; after differ().
+  const std::uint32_t* send_places(Queue& queue, const std::uint32_t* places);
+
+  // Sends what has changed of the rates, the loss scale and the options of groups.
   void send(Queue& queue, Span<const Rates> rates, double loss_scale);
   // Sends all again next time.
-  void forget() { sent_rates_.clear(); }
+  void forget();
+  void forget_groups() { sent_groups_ = false; }
 
   // Decides on the step at hand, by the sums of squares of the blocks if steps measure.
-  void decide(Queue& queue, const double* squares, std::int64_t blocks);
+  void decide(Queue& queue, const StepTables& tables);
 
   // After the step: brings what the host looks at later.
   void end(Queue& queue);
@@ -39,22 +57,36 @@ class StepControl {
 
   void read(Queue& queue, Counters* counters);  // the host waits
   void write(Queue& queue, const Counters& counters);
-  void set_step(Queue& queue, std::int64_t step);
+  void set_step(Queue& queue, std::int64_t step, std::int64_t moved);
+  void read_steps(Queue& queue, Span<std::int64_t> steps);  // the host waits
+  void write_steps(Queue& queue, Span<const std::int64_t> steps);
 
  private:
-  AdamConfig config_;
+  void sum_arrays(Queue& queue, const StepTables& tables);
+
+  const core::Options* options_ = nullptr;
   bool decides_ = false;
   bool has_float32_ = false;
   std::vector<Rates> sent_rates_;
   double sent_loss_scale_ = 0.0;
-  std::size_t rates_count_ = 0;
+  bool sent_groups_ = false;
+  std::size_t tensors_count_ = 0;
+  std::vector<std::uint32_t> sent_places_;
 
   Handle pinned_;  // a Control, as it was after a step
   Buffer memory_;  // and the places within
   Control* control_ = nullptr;
   double* loss_scale_ = nullptr;
+  AdamConfig* groups_ = nullptr;
   Rates* rates_ = nullptr;
+  double* group_squares_ = nullptr;
   RateEntry* entries_ = nullptr;
+  rules::RunningPowers* powers_ = nullptr;
+
+  Buffer differing_;  // after differ(), by parameter
+  std::uint32_t* places_ = nullptr;
+  std::int64_t* behind_ = nullptr;
+  double* array_squares_ = nullptr;
 };
 
 }  // namespace adamas::cuda

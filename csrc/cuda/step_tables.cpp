@@ -9,7 +9,7 @@
 namespace adamas::cuda {
 namespace {
 
-TensorEntry entry_of(const core::Tensor& tensor) {
+TensorEntry entry_of(const AdamConfig& config, const core::Tensor& tensor) {
   TensorEntry entry{};
   entry.param = tensor.spec.data;
   entry.moment1 = tensor.state(StateKind::moment1);
@@ -22,7 +22,11 @@ TensorEntry entry_of(const core::Tensor& tensor) {
   entry.count = tensor.spec.count;
   entry.row_length = tensor.row_length;
   entry.scale_block = tensor.scale_block;
-  entry.index = tensor.index;
+  entry.ema = tensor.state(StateKind::ema);
+  entry.ema_rate = 1.0 - config.ema_decay;
+  entry.delta = tensor.spec.delta;
+  entry.key = tensor.key;
+  entry.position = static_cast<std::int32_t>(tensor.index);
   entry.rates = tensor.spec.rates;
   entry.dtype = tensor.spec.dtype;
   entry.format = tensor.format;
@@ -44,18 +48,18 @@ void add_segments(const core::Tensor& tensor, const core::Rows& rows, std::vecto
 
 }  // namespace
 
-void StepTables::prepare(Queue& queue, const std::vector<core::Tensor>& tensors,
-                         const core::Plan& plan) {
+void StepTables::prepare(Queue& queue, const AdamConfig& config,
+                         const std::vector<core::Tensor>& tensors, const core::Plan& plan) {
   const std::size_t count = tensors.size();
   kinds_.assign(count, kNone);
   range_of_.resize(count);
-  prepare_rows(queue, tensors, plan);
+  prepare_rows(queue, config, tensors, plan);
   lay_out(queue, memory_, [&](Layout& layout) {
     tensors_ = layout.take<TensorEntry>(count);
     grads_ = layout.take<GradEntry>(count);
   });
   queue.copy(tensors_, entries_.data(), count * sizeof(TensorEntry));
-  sent_grads_.assign(count, {nullptr, DType::float32});
+  sent_grads_.assign(count, {nullptr, DType::float32, false});
   queue.fill(grads_, 0, count * sizeof(GradEntry));
   prepare_blocks(queue, plan);
 }
@@ -67,8 +71,8 @@ void StepTables::release(Stream stream) {
 }
 
 // The entries of all parameters, and what the centralized ones need.
-void StepTables::prepare_rows(Queue& queue, const std::vector<core::Tensor>& tensors,
-                              const core::Plan& plan) {
+void StepTables::prepare_rows(Queue& queue, const AdamConfig& config,
+                              const std::vector<core::Tensor>& tensors, const core::Plan& plan) {
   std::vector<Slice> slices;
   std::size_t means = 0;
   const auto rows_of = [&](std::size_t i) {
@@ -93,7 +97,7 @@ void StepTables::prepare_rows(Queue& queue, const std::vector<core::Tensor>& ten
   queue.copy(segments_, slices.data(), slices.size() * sizeof(Slice));
   queue.finish();  // the copy has been taken
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    TensorEntry entry = entry_of(tensors[i]);
+    TensorEntry entry = entry_of(config, tensors[i]);
     if (const core::Rows* rows = rows_of(i); rows != nullptr) {
       entry.segments_per_row = rows->segments_per_row;
       entry.segment_sums = segment_sums + rows->first_sum;
@@ -113,7 +117,11 @@ void StepTables::prepare_blocks(Queue& queue, const core::Plan& plan) {
   lay_out(queue, block_memory_, [&](Layout& layout) {
     blocks_ = layout.take<Slice>(blocks.size());
     squares_ = layout.take<double>(blocks.size());
+    first_blocks_ = layout.take<std::int64_t>(plan.blocks_of_parameter.size());
   });
+  blocks_count_ = static_cast<std::int64_t>(blocks.size());
+  queue.copy(first_blocks_, plan.blocks_of_parameter.data(),
+             plan.blocks_of_parameter.size() * sizeof(std::int64_t));
   queue.copy(blocks_, blocks.data(), blocks.size() * sizeof(Slice));
   queue.finish();  // the copy has been taken
 }
@@ -123,14 +131,16 @@ void StepTables::send_grads(Queue& queue, const core::Selection& selection, bool
   constexpr std::size_t kPerStore = StoreArgs::kMaxBytes / sizeof(GradEntry);
   const auto wanted = [&](std::size_t i) -> GradEntry {
     const Gradient& grad = selection.grad(i);
-    return {grad.rows == nullptr ? grad.values : nullptr, grad.dtype};
+    const bool is_here = grad.rows == nullptr && !grad.is_absent;
+    return {is_here ? grad.values : nullptr, grad.dtype, grad.is_absent};
   };
   for (std::size_t begin = selection.first; begin < selection.last; begin += kPerStore) {
     const std::size_t end = std::min(begin + kPerStore, selection.last);
     bool changed = all;
     for (std::size_t i = begin; i < end; ++i) {
       const GradEntry entry = wanted(i);
-      changed |= entry.values != sent_grads_[i].values || entry.dtype != sent_grads_[i].dtype;
+      changed |= entry.values != sent_grads_[i].values || entry.dtype != sent_grads_[i].dtype ||
+                 entry.is_absent != sent_grads_[i].is_absent;
       sent_grads_[i] = entry;
     }
     if (changed)
@@ -144,7 +154,9 @@ StepTables::GradKind StepTables::kind_of(std::size_t i, const Gradient& grad) co
 
 bool StepTables::are_chosen(const core::Selection& selection) const {
   for (std::size_t i = selection.first; i < selection.last; ++i) {
-    if (!chosen_ || kind_of(i, selection.grad(i)) != kinds_[i]) return false;
+    if (!chosen_ || (!selection.grad(i).is_absent && kind_of(i, selection.grad(i)) != kinds_[i])) {
+      return false;
+    }
   }
   return true;
 }
@@ -152,6 +164,8 @@ bool StepTables::are_chosen(const core::Selection& selection) const {
 Status StepTables::choose_kernels(Queue& queue, const core::Selection& selection,
                                   bool has_captured) {
   for (std::size_t i = selection.first; i < selection.last; ++i) {
+    // The kernel of a parameter that is left out stays, and finds that there is no gradient.
+    if (selection.grad(i).is_absent) continue;
     const GradKind kind = kind_of(i, selection.grad(i));
     if (kind == kinds_[i]) continue;
     if (has_captured) {
@@ -174,7 +188,7 @@ Status StepTables::choose_kernels(Queue& queue, const core::Selection& selection
 
 void StepTables::forget() {
   chosen_ = false;
-  sent_grads_.assign(sent_grads_.size(), {nullptr, DType::float32});
+  sent_grads_.assign(sent_grads_.size(), {nullptr, DType::float32, false});
 }
 
 void StepTables::add_slices(std::size_t i, std::vector<Slice>* slices) const {

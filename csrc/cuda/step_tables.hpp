@@ -20,7 +20,8 @@ struct SliceRange {
 class StepTables {
  public:
   // `tensors` outlive this object.
-  void prepare(Queue& queue, const std::vector<core::Tensor>& tensors, const core::Plan& plan);
+  void prepare(Queue& queue, const AdamConfig& config, const std::vector<core::Tensor>& tensors,
+               const core::Plan& plan);
   void release(Stream stream);
 
   const TensorEntry& entry(std::size_t parameter) const { return entries_[parameter]; }
@@ -56,7 +57,10 @@ class StepTables {
 
   // The blocks of the plan, and a place for the sum of squares of each.
   const Slice* blocks() const { return blocks_; }
+  std::int64_t blocks_count() const { return blocks_count_; }
   double* squares() const { return squares_; }
+  // The blocks of a parameter are [first_blocks()[i], first_blocks()[i + 1]), in device memory.
+  const std::int64_t* first_blocks() const { return first_blocks_; }
 
  private:
   // What the gradient of a parameter is like, by which kernels are chosen: none yet, rows, or a
@@ -66,7 +70,8 @@ class StepTables {
   static constexpr GradKind kByRow = -1;
 
   GradKind kind_of(std::size_t parameter, const Gradient& grad) const;
-  void prepare_rows(Queue& queue, const std::vector<core::Tensor>& tensors, const core::Plan& plan);
+  void prepare_rows(Queue& queue, const AdamConfig& config,
+                    const std::vector<core::Tensor>& tensors, const core::Plan& plan);
   void prepare_blocks(Queue& queue, const core::Plan& plan);
   void add_slices(std::size_t parameter, std::vector<Slice>* slices) const;
   void list_slices(std::vector<Slice>* slices);
@@ -79,6 +84,8 @@ class StepTables {
   GradEntry* grads_ = nullptr;
   Slice* blocks_ = nullptr;
   double* squares_ = nullptr;
+  std::int64_t* first_blocks_ = nullptr;
+  std::int64_t blocks_count_ = 0;
   Slice* segments_ = nullptr;
 
   std::vector<TensorEntry> entries_;          // by parameter, as the following

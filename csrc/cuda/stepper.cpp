@@ -4,15 +4,16 @@
 
 namespace adamas::cuda {
 
-void Stepper::prepare(Queue& queue, const AdamConfig& config,
-                      const std::vector<core::Tensor>& tensors, const StepControl& control) {
-  config_ = config;
+void Stepper::prepare(Queue& queue, const core::Options& options,
+                      const std::vector<core::Tensor>& tensors, StepControl& control) {
+  options_ = &options;
   tensors_ = &tensors;
   control_ = &control;
   plan_ = core::make_plan(tensors);
-  tables_.prepare(queue, tensors, plan_);
-  sparse_.prepare(queue, config, tensors);
+  tables_.prepare(queue, options.all, tensors, plan_);
+  sparse_.prepare(queue, options, tensors);
   load_masters(queue);
+  start_averages(queue);
 }
 
 void Stepper::release(Stream stream) {
@@ -23,9 +24,31 @@ void Stepper::release(Stream stream) {
 void Stepper::load_masters(Queue& queue) {
   for (std::size_t i = 0; i < tables_.size(); ++i) {
     const TensorEntry& entry = tables_.entry(i);
-    if (entry.master == nullptr) continue;
+    if (entry.master == nullptr || is_given(i, StateKind::master)) continue;
     const LoadMasterArgs args{entry.param, entry.master, entry.count, entry.dtype};
     queue.launch_for(Kernel::load_master, entry.count, kItemThreads, args);
+  }
+}
+
+// Of the caller's, which are as they are.
+bool Stepper::is_given(std::size_t parameter, StateKind kind) const {
+  return (*tensors_)[parameter].spec.states[static_cast<std::size_t>(kind)] != nullptr;
+}
+
+void Stepper::start_averages(Queue& queue) {
+  for (std::size_t i = 0; i < tables_.size(); ++i) {
+    const TensorEntry& entry = tables_.entry(i);
+    if (entry.ema == nullptr || is_given(i, StateKind::ema)) continue;
+    const core::Tensor& tensor = (*tensors_)[i];
+    if (!tensor.is_half()) {
+      queue.copy(entry.ema, entry.param, tensor.nbytes);
+    } else if (entry.master != nullptr) {
+      queue.copy(entry.ema, entry.master, static_cast<std::size_t>(entry.count) * sizeof(float));
+    } else {
+      const LoadMasterArgs args{entry.param, static_cast<float*>(entry.ema), entry.count,
+                                entry.dtype};
+      queue.launch_for(Kernel::load_master, entry.count, kItemThreads, args);
+    }
   }
 }
 
@@ -36,10 +59,15 @@ Status Stepper::begin(Queue& queue, const core::Selection& selection, bool has_c
 }
 
 void Stepper::measure(Queue& queue, const core::Selection& selection) {
-  if (selection.has_sparse) queue.fill(tables_.squares(), 0, plan_.blocks.size() * sizeof(double));
-  queue.launch_for(Kernel::block_squares, blocks(), 1,
-                   BlockSquaresArgs{tables_.grads(), tables_.blocks(), blocks(), tables_.squares(),
-                                    control_->control()});
+  if (selection.has_sparse || selection.has_absent) {
+    queue.fill(tables_.squares(), 0, plan_.blocks.size() * sizeof(double));
+  }
+  const bool clips_apart = options_->clips_apart();
+  queue.launch_for(
+      Kernel::block_squares, tables_.blocks_count(), 1,
+      BlockSquaresArgs{tables_.grads(), tables_.blocks(), tables_.blocks_count(), tables_.squares(),
+                       control_->control(), clips_apart ? tables_.tensors() : nullptr,
+                       control_->groups(), control_->rates(), control_->loss_scale()});
   for (std::size_t i = selection.first; i < selection.last; ++i) {
     measure_rows(queue, selection, i);
   }
@@ -54,7 +82,7 @@ void Stepper::measure_rows(Queue& queue, const core::Selection& selection, std::
   queue.launch_for(Kernel::row_squares, count, kSumGroups,
                    RowSquaresArgs{rows.sorted,
                                   rows.ranks,
-                                  {grad.values, grad.dtype},
+                                  {grad.values, grad.dtype, false},
                                   tensor.real,
                                   tensor.row_length,
                                   rows.squares,
@@ -70,16 +98,18 @@ StepArgs Stepper::step_args(Queue& queue, const core::RateFolder& rates) const {
   args.tensors = tables_.tensors();
   args.grads = tables_.grads();
   args.control = control_->control();
-  args.step = rates.step();
-  args.seed = config_.seed;
+  args.seed = options_->all.seed;
   args.rates = control_->entries();
+  args.places = control_->places();
   if (control_->decides()) return args;
+  if (rates.places() != nullptr) args.places = control_->send_places(queue, rates.places());
   const std::vector<rules::FoldedRates>& folded = rates.folded();
-  if (folded.size() <= StepArgs::kInlineRates) {
+  const std::size_t count = rates.folded_count();
+  if (count <= StepArgs::kInlineRates) {
     args.rates = nullptr;
-    std::copy(folded.begin(), folded.end(), args.inline_rates);
+    std::copy_n(folded.begin(), count, args.inline_rates);
   } else {
-    queue.store(control_->entries(), folded.data(), folded.size() * sizeof(RateEntry));
+    queue.store(control_->entries(), folded.data(), count * sizeof(RateEntry));
   }
   return args;
 }
@@ -91,6 +121,7 @@ void Stepper::update(Queue& queue, const core::Selection& selection,
   centralize(queue, step, selection);
   update_dense(queue, step, selection);
   for (std::size_t i = selection.first; i < selection.last; ++i) {
+    if (selection.grad(i).is_absent) continue;
     if (tables_.goes_by_row(i, selection.grad(i))) update_by_row(queue, step, selection, i);
   }
 }
@@ -131,14 +162,12 @@ void Stepper::update_by_row(Queue& queue, const StepArgs& step, const core::Sele
   TableArgs args{};
   args.step = step;
   args.tensor = static_cast<std::int32_t>(i);
-  args.grad = {grad.values, grad.dtype};
-  args.mode = grad.rows == nullptr                     ? TableRows::gradient
-              : config_.row_policy == RowPolicy::exact ? TableRows::all
-                                                       : TableRows::listed;
+  args.grad = {grad.values, grad.dtype, false};
+  args.mode = grad.rows == nullptr                           ? TableRows::gradient
+              : options_->all.row_policy == RowPolicy::exact ? TableRows::all
+                                                             : TableRows::listed;
   args.catches_up = entry.row_steps != nullptr;
-  args.decays_entries = !rules::decays_all_rows(config_);
-  args.beta1 = config_.beta1;
-  args.beta2 = config_.beta2;
+  args.decays_entries = !rules::decays_all_rows(options_->of(tensor.spec));
   if (entries > 0) {
     args.sorted = sparse_.of(i).sorted;
     args.first = sparse_.of(i).first;
@@ -156,8 +185,8 @@ void Stepper::update_by_row(Queue& queue, const StepArgs& step, const core::Sele
 // The rows that were updated have seen this step.
 void Stepper::set_row_steps(Queue& queue, const StepArgs& step, const Gradient& grad,
                             std::size_t i) {
-  SetRowStepsArgs args{tables_.entry(i).row_steps, nullptr, (*tensors_)[i].spec.rows, step.step,
-                       step.control};
+  SetRowStepsArgs args{tables_.entry(i).row_steps, nullptr, (*tensors_)[i].spec.rows,
+                       static_cast<std::int32_t>(i), step};
   if (grad.rows != nullptr) {
     args.count = grad.rows->count;
     if (args.count > 0) args.rows = sparse_.of(i).sorted.rows;

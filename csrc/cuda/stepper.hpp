@@ -18,8 +18,8 @@ namespace adamas::cuda {
 class Stepper {
  public:
   // Throws std::bad_alloc.  `tensors` and `control` outlive this object.
-  void prepare(Queue& queue, const AdamConfig& config, const std::vector<core::Tensor>& tensors,
-               const StepControl& control);
+  void prepare(Queue& queue, const core::Options& options, const std::vector<core::Tensor>& tensors,
+               StepControl& control);
   void release(Stream stream);
 
   // Whether the kernels for these gradients were chosen by an earlier step.
@@ -30,8 +30,7 @@ class Stepper {
 
   // The sums of squares of the blocks of all parameters.
   void measure(Queue& queue, const core::Selection& selection);
-  const double* squares() const { return tables_.squares(); }
-  std::int64_t blocks() const { return static_cast<std::int64_t>(plan_.blocks.size()); }
+  const StepTables& tables() const { return tables_; }
 
   // Updates parameters and state, with scalars that the host has folded or the device will.
   void update(Queue& queue, const core::Selection& selection, const core::RateFolder& rates);
@@ -44,6 +43,8 @@ class Stepper {
  private:
   StepArgs step_args(Queue& queue, const core::RateFolder& rates) const;
   void load_masters(Queue& queue);
+  void start_averages(Queue& queue);
+  bool is_given(std::size_t parameter, StateKind kind) const;
   void measure_rows(Queue& queue, const core::Selection& selection, std::size_t i);
   void centralize(Queue& queue, const StepArgs& step, const core::Selection& selection);
   void update_dense(Queue& queue, const StepArgs& step, const core::Selection& selection);
@@ -51,9 +52,9 @@ class Stepper {
                      std::size_t i);
   void set_row_steps(Queue& queue, const StepArgs& step, const Gradient& grad, std::size_t i);
 
-  AdamConfig config_;
+  const core::Options* options_ = nullptr;
   const std::vector<core::Tensor>* tensors_ = nullptr;
-  const StepControl* control_ = nullptr;
+  StepControl* control_ = nullptr;
   core::Plan plan_;
   StepTables tables_;
   SparseRows sparse_;

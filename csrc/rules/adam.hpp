@@ -34,8 +34,8 @@ enum Variant : unsigned {
 // loss divided by `fraction` (fold.hpp); the constants that multiply it carry the factor.
 template <class Real>
 struct Scalars {
-  Real grad_scale;       // the power of two at or above clip / loss_scale
-  Real decay;            // weight_decay / fraction
+  Real grad_scale;       // the power of two at or above clip / loss_scale; negative to maximize
+  Real decay;            // weight_decay / fraction, times clip with clip_after_decay
   Real beta1;            //
   Real one_minus_beta1;  // (1 - beta1) * fraction
   Real beta2;            //
@@ -43,6 +43,13 @@ struct Scalars {
   Real keep;             // 1 - lr * weight_decay if decoupled, else 1
   Real negative_step;    // -lr * sqrt(1 - beta2^t) / (1 - beta1^t)
   Real eps;              // times sqrt(1 - beta2^t) in numerics "standard"
+};
+
+// The scalars of one step for parameters of either real type, and the choices that go with them.
+struct Folded {
+  Scalars<float> float32;
+  Scalars<double> float64;
+  unsigned variant;  // without kCentralize
 };
 
 // The gradient before centralization, as the rule and the row sums see it.
@@ -71,6 +78,14 @@ ADAMAS_RULE void adam(unsigned variant, Real& param, Real grad, Real& moment1, R
   if ((variant & kNesterov) != 0) numerator = multiply_add(s.one_minus_beta1, g, s.beta1 * m);
   const Real denominator = square_root(second) + s.eps;
   param = multiply_add(s.negative_step, divide(numerator, denominator), s.keep * param);
+}
+
+// One element of the moving average of a parameter, with rate = 1 - ema_decay:
+//
+//   average = fma(rate, p - average, average)
+template <class Real>
+ADAMAS_RULE Real averaged(Real average, Real param, Real rate) {
+  return multiply_add(rate, param - average, average);
 }
 
 }  // namespace adamas::rules

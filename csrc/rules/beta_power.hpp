@@ -26,7 +26,7 @@ ADAMAS_RULE DoublePair multiply(DoublePair a, DoublePair b) {
   return {high, low - (high - product)};
 }
 
-// beta^t for t >= 0 and 0 < beta < 1.
+// beta^t for t >= 0 and 0 <= beta < 1.
 ADAMAS_RULE DoublePair pair_power(double beta, std::int64_t t) {
   DoublePair power{1.0, 0.0};
   DoublePair square{beta, 0.0};
@@ -44,20 +44,26 @@ ADAMAS_RULE double one_minus_power(double beta, std::int64_t t) {
   return (1.0 - power.high) - power.low;
 }
 
-// beta^(2^k): for one beta and many t, whose powers are then half the work.
+// beta^(2^k), as far as was asked for: for one beta and many t, whose powers are then half the
+// work.
 struct Squares {
   static constexpr int kBits = 63;
   DoublePair of[kBits];
+  int known = 1;
 
-  explicit Squares(double beta) : of{{beta, 0.0}} {
-    for (int k = 1; k < kBits; ++k) of[k] = multiply(of[k - 1], of[k - 1]);
-  }
+  explicit Squares(double beta) : of{{beta, 0.0}} {}
+
+  double beta() const { return of[0].high; }
 };
 
 // The bits of one_minus_power(beta, t).
-ADAMAS_RULE double one_minus_power(const Squares& squares, std::int64_t t) {
+ADAMAS_RULE double one_minus_power(Squares& squares, std::int64_t t) {
   DoublePair power{1.0, 0.0};
   for (int k = 0; t >> k > 0 && power.high > 0.0; ++k) {
+    if (k == squares.known) {
+      squares.of[k] = multiply(squares.of[k - 1], squares.of[k - 1]);
+      ++squares.known;
+    }
     if ((t >> k & 1) != 0) power = multiply(power, squares.of[k]);
   }
   return (1.0 - power.high) - power.low;
@@ -71,7 +77,7 @@ struct Corrections {
 
 // A beta is a number, or its Squares.
 template <class Beta>
-ADAMAS_RULE Corrections exact_corrections(const Beta& beta1, const Beta& beta2, std::int64_t step) {
+ADAMAS_RULE Corrections exact_corrections(Beta& beta1, Beta& beta2, std::int64_t step) {
   return {one_minus_power(beta1, step), square_root(one_minus_power(beta2, step))};
 }
 

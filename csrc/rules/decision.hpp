@@ -1,17 +1,19 @@
 // What a step does about its gradients as a whole: it is made, made with clipped gradients,
-// skipped, or refused.  One function for the host and for devices that decide by themselves.
+// skipped, or refused.  One set of functions for the host and for devices that decide themselves.
 //
-// With G the sum of squares of all gradients as they came, over all parameters together:
+// With G the sum of squares of gradients as they came, of all parameters, of those of a group, or
+// of one of them:
 //
 //   norm   = sqrt(G) / loss_scale
-//   factor = 1 / loss_scale                              what gradients are multiplied with
-//   factor = (max_grad_norm / norm) / loss_scale         if norm > max_grad_norm > 0
+//   clip   = max_grad_norm / norm      if norm > max_grad_norm > 0, else 1
+//   factor = clip / loss_scale         what gradients are multiplied with
 //
-// (Pascanu et al. 2013.)  Each operation rounds in double.
+// (Pascanu et al. 2013.)  Each operation rounds in double.  Where gradients are clipped as a whole
+// and by groups, the smaller clip is taken: both bounds hold.
 #pragma once
 
 #include "adamas/types.hpp"
-#include "rules/arithmetic.hpp"
+#include "rules/fold.hpp"
 
 namespace adamas::rules {
 
@@ -25,36 +27,63 @@ enum class Refusal : std::int32_t {
 
 struct Decision {
   Refusal refusal;
-  bool skips;     // nothing but counters changes
-  bool clips;     // `factor` is another than that of an unclipped step
-  double norm;    //
-  double factor;  //
+  bool skips;   // nothing but counters changes
+  double norm;  // of all gradients
+  double clip;  // of all gradients
 };
 
-// Whether a step needs to know the sum of squares of its gradients.
-ADAMAS_RULE bool measures(const AdamConfig& config) {
-  return config.max_grad_norm > 0.0 || config.skip_nonfinite;
+// Whether the norm over all gradients is bounded.
+ADAMAS_RULE bool clips_all(const AdamConfig& config) {
+  return config.max_grad_norm > 0.0 && !config.clip_per_array;
 }
 
-// The factor of a step that is not clipped.
-ADAMAS_RULE double unclipped_factor(double loss_scale) { return divide(1.0, loss_scale); }
+// Whether a step needs to know the sum of squares of all its gradients.
+ADAMAS_RULE bool measures(const AdamConfig& config) {
+  return clips_all(config) || config.skip_nonfinite;
+}
 
-// `finite`: whether all gradients are.
+ADAMAS_RULE double norm_of(double squares, double loss_scale) {
+  return divide(square_root(squares), loss_scale);
+}
+
+// `norm` is finite, or smaller than `largest`, or there is no `largest` (0).
+ADAMAS_RULE double clip_to(double largest, double norm) {
+  return largest > 0.0 && norm > largest ? divide(largest, norm) : 1.0;
+}
+
+// Whether a norm that is to be clipped overflows.
+ADAMAS_RULE bool overflows(double largest, double norm) {
+  return largest > 0.0 && norm > largest && norm - norm != 0;
+}
+
+// The factor of the gradients of a parameter, of whose group `config` is.
+ADAMAS_RULE Factor factor_of(const AdamConfig& config, double clip, double loss_scale) {
+  return {divide(clip, loss_scale), config.clip_after_decay ? clip : 1.0};
+}
+
+// `finite`: whether all gradients are; `clips_groups`: whether groups or single gradients are
+// clipped too.
 ADAMAS_RULE Decision decide(const AdamConfig& config, double loss_scale, double squares,
-                            bool finite) {
-  Decision decision{Refusal::none, false, false, divide(square_root(squares), loss_scale),
-                    unclipped_factor(loss_scale)};
-  const double norm = decision.norm;
-  const double largest = config.max_grad_norm;
+                            bool finite, bool clips_groups) {
+  Decision decision{Refusal::none, false, norm_of(squares, loss_scale), 1.0};
+  const double largest = clips_all(config) ? config.max_grad_norm : 0.0;
   if (!finite) {
     decision.skips = config.skip_nonfinite;
-    if (!decision.skips) decision.refusal = Refusal::not_finite;
-  } else if (largest > 0.0 && norm > largest) {
-    decision.clips = true;
-    decision.factor = divide(divide(largest, norm), loss_scale);
-    if (norm - norm != 0) decision.refusal = Refusal::norm;
+    if (!decision.skips && (largest > 0.0 || clips_groups)) decision.refusal = Refusal::not_finite;
+  } else if (overflows(largest, decision.norm)) {
+    decision.refusal = Refusal::norm;
+  } else {
+    decision.clip = clip_to(largest, decision.norm);
   }
   return decision;
+}
+
+// What a gradient with L2 decay adds to the norms, in the units of gradients as they came, is
+// grad + decay * param with this decay; 0: there is none.
+ADAMAS_RULE double measured_decay(const AdamConfig& config, const Rates& rates, double loss_scale) {
+  if (!config.clip_after_decay || config.decoupled_weight_decay) return 0.0;
+  const double decay = rates.weight_decay * loss_scale;
+  return config.maximize ? -decay : decay;
 }
 
 }  // namespace adamas::rules

@@ -63,23 +63,31 @@ ADAMAS_RULE SplitNumber split_factor(double factor) {
   return parts;
 }
 
-// `factor`, > 0, is what each gradient is multiplied with: clip / loss_scale.
+// What gradients are multiplied with.
+struct Factor {
+  double grad;         // > 0: clip / loss_scale
+  double decay = 1.0;  // L2 decay: clip with clip_after_decay
+};
+
 template <class Real>
 ADAMAS_RULE Scalars<Real> fold(const AdamConfig& config, const Rates& rates,
-                               const Corrections& correction, double factor) {
-  const SplitNumber parts = split_factor<Real>(factor);
+                               const Corrections& correction, const Factor& factor) {
+  const SplitNumber parts = split_factor<Real>(factor.grad);
   const double fraction = parts.fraction;
   const double learning_rate = used_learning_rate(config, rates.learning_rate);
   const double decoupled = config.decoupled_weight_decay ? rates.weight_decay : 0.0;
 
   Scalars<Real> s;
-  s.grad_scale = static_cast<Real>(power_of_two(parts.exponent));
-  s.decay = static_cast<Real>(divide(rates.weight_decay, fraction));
+  const double scale = power_of_two(parts.exponent);
+  s.grad_scale = static_cast<Real>(config.maximize ? -scale : scale);
+  s.decay = static_cast<Real>(divide(rates.weight_decay * factor.decay, fraction));
   s.beta1 = static_cast<Real>(config.beta1);
   s.one_minus_beta1 = static_cast<Real>((1.0 - config.beta1) * fraction);
   s.beta2 = static_cast<Real>(config.beta2);
   s.one_minus_beta2 = static_cast<Real>((1.0 - config.beta2) * fraction * fraction);
-  s.keep = static_cast<Real>(1.0 - learning_rate * decoupled);
+  // Where the change is asked for, what is kept of the parameter is not part of it.
+  const double kept = config.writes_delta ? 0.0 : 1.0;
+  s.keep = static_cast<Real>(kept - learning_rate * decoupled);
   const double root = correction.second_root;
   s.negative_step = static_cast<Real>(divide(-learning_rate * root, correction.first));
   s.eps = static_cast<Real>(used_eps(config, root));

@@ -11,18 +11,15 @@ namespace adamas::rules {
 // Above the number of entries of any sparse gradient.
 inline constexpr double kEntryLimit = 4294967295.0;
 
-// The scalars of one step for one element of the rates.
-struct Folded {
-  Scalars<float> float32;
-  Scalars<double> float64;
-  unsigned variant;  // without kCentralize
-};
-
+// What one step makes of one element of the rates, at one number of steps.
 struct FoldedRates {
   Folded listed;        // for elements that have a gradient
   Folded unlisted;      // for rows that a sparse gradient does not list
   double weight_decay;  //
   double factor;        // what gradients are multiplied with
+  double beta1;         //
+  double beta2;         //
+  std::int64_t step;    // of the parameter, from 1
 };
 
 template <class Real>
@@ -33,7 +30,7 @@ ADAMAS_RULE bool is_finite(const Scalars<Real>& s) {
 }
 
 ADAMAS_RULE Folded fold_both(const AdamConfig& config, const Rates& rates, double decay_factor,
-                             const Corrections& corrections, double factor) {
+                             const Corrections& corrections, const Factor& factor) {
   const Rates used{rates.learning_rate, rates.weight_decay * decay_factor};
   Folded folded;
   folded.float32 = fold<float>(config, used, corrections, factor);
@@ -47,13 +44,16 @@ ADAMAS_RULE Folded fold_both(const AdamConfig& config, const Rates& rates, doubl
 
 // False if the scalars leave the range of a parameter's type.
 ADAMAS_RULE bool fold_rates(const AdamConfig& config, const Rates& rates,
-                            const Corrections& corrections, double factor, bool has_float32,
-                            FoldedRates* result) {
+                            const Corrections& corrections, std::int64_t step, const Factor& factor,
+                            bool has_float32, FoldedRates* result) {
   const bool all = decays_all_rows(config);
   result->listed = fold_both(config, rates, 1.0, corrections, factor);
   result->unlisted = all ? result->listed : fold_both(config, rates, 0.0, corrections, factor);
   result->weight_decay = rates.weight_decay;
-  result->factor = factor;
+  result->factor = factor.grad;
+  result->beta1 = config.beta1;
+  result->beta2 = config.beta2;
+  result->step = step;
   // Where decay is counted by entries, the largest count must stay finite too.
   const Folded largest =
       all ? result->listed : fold_both(config, rates, kEntryLimit, corrections, factor);

@@ -35,10 +35,14 @@ ADAMAS_RULE double used_learning_rate(const AdamConfig& config, double learning_
   return is_mindspore(config) ? as_float32(learning_rate) : learning_rate;
 }
 
-// What is added to sqrt(v), `root` being sqrt(1 - beta2^t): MindSpore corrects the size of the step
-// alone, and adds eps to the root as it stands.
+// Whether eps is added to the root as it stands: MindSpore corrects the size of the step alone.
+ADAMAS_RULE bool has_eps_inside(const AdamConfig& config) {
+  return is_mindspore(config) || config.epsilon_placement == EpsilonPlacement::inside;
+}
+
+// What is added to sqrt(v), `root` being sqrt(1 - beta2^t).
 ADAMAS_RULE double used_eps(const AdamConfig& config, double root) {
-  return is_mindspore(config) ? config.eps : root * config.eps;
+  return has_eps_inside(config) ? config.eps : root * config.eps;
 }
 
 // Whether the row means of a parameter's gradients are subtracted.  Where that is asked for,
@@ -59,8 +63,10 @@ ADAMAS_RULE bool decays_all_rows(const AdamConfig& config) {
 // every step, and drift.
 struct RunningPowers {
   std::int64_t step = 0;
-  float beta1 = 1.0F;
+  float beta1 = 1.0F;  // to the power of `step`
   float beta2 = 1.0F;
+  float of_beta1 = 0.0F;
+  float of_beta2 = 0.0F;
 };
 
 // beta^t, `power` being beta^from.
@@ -73,12 +79,14 @@ ADAMAS_RULE float running_power(float beta, float power, std::int64_t from, std:
   return power;
 }
 
-// `powers` are of any step; from a later one they start again.
+// `powers` are of any step and betas; from a later one, or others, they start again.
 ADAMAS_RULE Corrections running_corrections(const AdamConfig& config, std::int64_t step,
                                             RunningPowers* powers) {
-  if (step < powers->step) *powers = RunningPowers{};
   const auto beta1 = static_cast<float>(config.beta1);
   const auto beta2 = static_cast<float>(config.beta2);
+  const bool follows =
+      step >= powers->step && beta1 == powers->of_beta1 && beta2 == powers->of_beta2;
+  if (!follows) *powers = RunningPowers{0, 1.0F, 1.0F, beta1, beta2};
   powers->beta1 = running_power(beta1, powers->beta1, powers->step, step);
   powers->beta2 = running_power(beta2, powers->beta2, powers->step, step);
   powers->step = step;
@@ -88,9 +96,8 @@ ADAMAS_RULE Corrections running_corrections(const AdamConfig& config, std::int64
 
 // The bias corrections of a step; the betas are those of the options, or their Squares.
 template <class Beta>
-ADAMAS_RULE Corrections used_corrections(const AdamConfig& config, const Beta& beta1,
-                                         const Beta& beta2, std::int64_t step,
-                                         RunningPowers* powers) {
+ADAMAS_RULE Corrections used_corrections(const AdamConfig& config, Beta& beta1, Beta& beta2,
+                                         std::int64_t step, RunningPowers* powers) {
   if (!config.bias_correction) return {};
   return is_mindspore(config) ? running_corrections(config, step, powers)
                               : exact_corrections(beta1, beta2, step);

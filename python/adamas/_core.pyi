@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -11,6 +11,10 @@ compiler: str
 DTYPES: tuple[str, ...]
 DTYPE_NAMES: str
 DECIDING_OPTIONS: tuple[str, ...]
+GROUP_OPTIONS: tuple[str, ...]
+
+def default_group(config: AdamConfig) -> AdamConfig: ...
+
 MIN_LOSS_SCALE: float
 MAX_LOSS_SCALE: float
 
@@ -73,6 +77,11 @@ class StateKind(Enum):
     row_step = 4
     scale1 = 5
     scale2 = 6
+    ema = 7
+
+class EpsilonPlacement(Enum):
+    outside = 0
+    inside = 1
 
 class StateFormat(Enum):
     real = 0
@@ -86,6 +95,7 @@ class RowPolicy(Enum):
 
 class Rates:
     def __init__(self, pairs: Sequence[tuple[float, float]]) -> None: ...
+    def set(self, index: int, learning_rate: float, weight_decay: float) -> None: ...
 
 class ParameterSpec:
     def __init__(
@@ -94,6 +104,8 @@ class ParameterSpec:
         name: str,
         rates: int,
         centralize: bool,
+        states: Mapping[StateKind, npt.NDArray[Any] | DeviceArray] = ...,
+        key: int = -1,
     ) -> None: ...
 
 class AdamConfig:
@@ -116,7 +128,15 @@ class AdamConfig:
     num_threads: int
     capturable: bool
     use_offload: bool
+    maximize: bool
+    epsilon_placement: EpsilonPlacement
+    allow_zero: bool
+    clip_per_array: bool
+    clip_after_decay: bool
+    ema_decay: float
+    writes_delta: bool
     def __init__(self) -> None: ...
+    def copy(self) -> AdamConfig: ...
 
 class Counters:
     global_step: int
@@ -134,13 +154,14 @@ class Optimizer:
         parameters: Sequence[ParameterSpec],
         config: AdamConfig,
         convert: Callable[[object, Any, str], object],
+        groups: Sequence[AdamConfig] = (),
     ) -> None: ...
     def step(self, grads: object, rates: Rates, stream: int | None = None) -> None: ...
     def begin_step(self, rates: Rates) -> None: ...
     def apply(self, index: int, grad: object, stream: int | None = None) -> None: ...
     def set_rates(self, rates: Rates, stream: int) -> None: ...
     def is_capturing(self, grads: object, stream: int | None) -> bool: ...
-    def end_step(self) -> None: ...
+    def end_step(self, skip_missing: bool = False) -> None: ...
     def cancel_step(self) -> None: ...
     loss_scale: float
     @property
@@ -158,8 +179,13 @@ class Optimizer:
     def used_learning_rate(self, learning_rate: float) -> float: ...
     def read_device(self, array: DeviceArray, host: npt.NDArray[Any]) -> None: ...
     def write_device(self, array: DeviceArray, host: npt.NDArray[Any]) -> None: ...
-    def save(self, to: Sequence[_ArrayCopy]) -> Counters: ...
-    def load(self, from_: Sequence[_ArrayCopy], counters: Counters) -> None: ...
+    def save(self, to: Sequence[_ArrayCopy]) -> tuple[Counters, list[int]]: ...
+    def load(
+        self, from_: Sequence[_ArrayCopy], counters: Counters, steps: Sequence[int] = ()
+    ) -> None: ...
+    def group(self, index: int) -> AdamConfig: ...
+    def set_group(self, index: int, group: AdamConfig) -> None: ...
+    steps: list[int]
     global_step: int
     @property
     def state_nbytes(self) -> int: ...

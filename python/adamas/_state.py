@@ -71,7 +71,7 @@ class OptimizerState:
                 entry[kind] = np.empty(shape, dtype)
                 copies.append((i, _kind(kind), entry[kind]))
             entries[option.name] = entry
-        counters = native.save(copies)
+        counters, _ = native.save(copies)
         return {
             "version": VERSION,
             "global_step": counters.global_step,

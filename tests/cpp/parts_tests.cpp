@@ -413,7 +413,7 @@ void zeroed_block_is_aligned_and_zero() {
 void powers_from_squares_have_the_same_bits() {
   std::mt19937_64 random(5);
   for (const double beta : {0.9, 0.999, 0.5, 1e-300, 1.0 - 0x1p-53}) {
-    const rules::Squares squares(beta);
+    rules::Squares squares(beta);
     const auto check = [&](std::int64_t t) {
       const double expected = rules::one_minus_power(beta, t);
       const double found = rules::one_minus_power(squares, t);

@@ -41,17 +41,13 @@ struct DenseSpan {
   StoredMoments stored = {};
 };
 
-// The scalars of one step, for every real type.
-struct StepScalars {
-  rules::Scalars<float> float32;
-  rules::Scalars<double> float64;
-};
+using rules::Folded;
 
 // Updates a run.  `mean` is subtracted from the gradient by variants with kCentralize.
-using DenseKernel = void (*)(const DenseSpan& span, const StepScalars& scalars, double mean);
+using DenseKernel = void (*)(const DenseSpan& span, const Folded& scalars, double mean);
 
 // The sum of the gradients (as the rule sees them) of a run, in a fixed order of additions.
-using RowSumKernel = double (*)(const DenseSpan& span, const StepScalars& scalars);
+using RowSumKernel = double (*)(const DenseSpan& span, const Folded& scalars);
 
 // The sum of squares of a run, in a fixed order of additions, and whether all are finite.
 struct SquareSum {
@@ -60,11 +56,18 @@ struct SquareSum {
 };
 using SquareSumKernel = SquareSum (*)(const void* values, std::int64_t count);
 
+// The same of grad[i] + decay * param[i].
+using DecayedSquareSumKernel = SquareSum (*)(const void* grad, const void* param, double decay,
+                                             std::int64_t count);
+
 // sum[i] += values[i]
 using AddKernel = void (*)(void* sum, const void* values, std::int64_t count);
 
 // values[i] *= factor
 using ScaleKernel = void (*)(void* values, double factor, std::int64_t count);
+
+// average[i] += rate * (values[i] - average[i])
+using AverageKernel = void (*)(void* average, const void* values, double rate, std::int64_t count);
 
 // Between a 16-bit type and float32; storing rounds to nearest even.
 using LoadKernel = void (*)(const void* halves, float* values, std::int64_t count);
@@ -77,8 +80,10 @@ struct KernelTable {
   DenseKernel dense[kDenseTypes][rules::kVariants];
   RowSumKernel row_sum[kReals][2];  // without and with kL2
   SquareSumKernel square_sum[kReals];
+  DecayedSquareSumKernel decayed_square_sum[kReals];
   AddKernel add[kReals];
   ScaleKernel scale[kReals];
+  AverageKernel average[kReals];
   LoadKernel load[kHalves];
   StoreKernel store[kHalves];
   DecodeKernel decode[kStateFormats];  // none for StateFormat::real

@@ -20,7 +20,7 @@ constexpr DType dtype_of() {
 }
 
 template <class Real>
-const rules::Scalars<Real>& scalars_of(const StepScalars& scalars) {
+const rules::Scalars<Real>& scalars_of(const Folded& scalars) {
   if constexpr (sizeof(Real) == sizeof(float)) {
     return scalars.float32;
   } else {
@@ -63,7 +63,7 @@ struct Vector {
 // taken before the loop came to these: for these it comes to the same twice.  One by one they would
 // take as long as many vectors, and thousands of small tensors have thousands of ends.
 template <class Real, unsigned variant>
-void dense(const DenseSpan& span, const StepScalars& step_scalars, double row_mean) {
+void dense(const DenseSpan& span, const Folded& step_scalars, double row_mean) {
   constexpr std::int64_t kWidth = Vector<Real>::kWidth;
   constexpr bool kHasVhat = (variant & rules::kAmsgrad) != 0;
   const rules::Scalars<Real> scalars = scalars_of<Real>(step_scalars);
@@ -105,7 +105,7 @@ void dense(const DenseSpan& span, const StepScalars& step_scalars, double row_me
 
 // The moments in a format that rounds each element by itself.
 template <class Format, unsigned variant>
-void dense_elements(const DenseSpan& span, const StepScalars& step_scalars, double row_mean) {
+void dense_elements(const DenseSpan& span, const Folded& step_scalars, double row_mean) {
   const rules::Scalars<float> scalars = step_scalars.float32;
   const auto mean = static_cast<float>(row_mean);
   float* __restrict param = static_cast<float*>(span.param);
@@ -139,7 +139,7 @@ struct Scales {
 
 // Updates a block but leaves its moments decoded; returns the scales that they ask for.
 template <unsigned variant>
-Scales update_block(const DenseSpan& block, const StepScalars& step_scalars, double row_mean,
+Scales update_block(const DenseSpan& block, const Folded& step_scalars, double row_mean,
                     const Scales& scales, BlockMoments& moments) {
   const rules::Scalars<float> scalars = step_scalars.float32;
   const auto mean = static_cast<float>(row_mean);
@@ -207,7 +207,7 @@ DenseSpan block_of(const DenseSpan& span, std::int64_t begin) {
 // The moments as 8-bit floats: block by block, since the scale to encode with is that of all new
 // moments of the block.
 template <unsigned variant>
-void dense_int8(const DenseSpan& span, const StepScalars& scalars, double mean) {
+void dense_int8(const DenseSpan& span, const Folded& scalars, double mean) {
   const StoredMoments& stored = span.stored;
   BlockMoments moments;
   for (std::int64_t begin = 0, b = 0; begin < span.count; begin += stored.block, ++b) {
@@ -225,7 +225,7 @@ using rules::kLanes;
 using rules::Lanes;
 
 template <class Real, unsigned variant>
-double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
+double row_sum(const DenseSpan& span, const Folded& step_scalars) {
   const rules::Scalars<Real> scalars = scalars_of<Real>(step_scalars);
   const Real* __restrict param = static_cast<const Real*>(span.param);
   const Real* __restrict grad = static_cast<const Real*>(span.grad);
@@ -244,29 +244,45 @@ double row_sum(const DenseSpan& span, const StepScalars& step_scalars) {
   return lanes.total();
 }
 
-// A difference of a value with itself is 0, or NaN if the value is not finite; so is their sum.
-// Squares of float32 numbers do not overflow a double: there the sum of squares tells.
-template <class Real>
-SquareSum square_sum(const void* source, std::int64_t count) {
+// Of value_at(i).  A difference of a value with itself is 0, or NaN if the value is not finite; so
+// is their sum.  Squares of float32 numbers do not overflow a double: there the sum of squares
+// tells.
+template <class Real, class ValueAt>
+ADAMAS_RULE SquareSum sum_squares(std::int64_t count, const ValueAt& value_at) {
   constexpr bool kIsDouble = sizeof(Real) == sizeof(double);
-  const Real* __restrict values = static_cast<const Real*>(source);
   const std::int64_t whole = count - count % kLanes;
   Lanes squares;
   Lanes residue;
   for (std::int64_t i = 0; i < whole; i += kLanes) {
     for (int j = 0; j < kLanes; ++j) {
-      const double value = static_cast<double>(values[i + j]);
+      const double value = static_cast<double>(value_at(i + j));
       squares.sum[j] = rules::multiply_add(value, value, squares.sum[j]);
       if constexpr (kIsDouble) residue.sum[j] += value - value;
     }
   }
   for (std::int64_t i = whole; i < count; ++i) {
-    const double value = static_cast<double>(values[i]);
+    const double value = static_cast<double>(value_at(i));
     squares.sum[i - whole] = rules::multiply_add(value, value, squares.sum[i - whole]);
     if constexpr (kIsDouble) residue.sum[i - whole] += value - value;
   }
   const double total = squares.total();
   return {total, kIsDouble ? residue.total() == 0 : total - total == 0};
+}
+
+template <class Real>
+SquareSum square_sum(const void* source, std::int64_t count) {
+  const Real* __restrict values = static_cast<const Real*>(source);
+  return sum_squares<Real>(count, [&](std::int64_t i) { return values[i]; });
+}
+
+template <class Real>
+SquareSum decayed_square_sum(const void* source, const void* param, double decay,
+                             std::int64_t count) {
+  const Real* __restrict grad = static_cast<const Real*>(source);
+  const Real* __restrict values = static_cast<const Real*>(param);
+  const Real factor = static_cast<Real>(decay);
+  return sum_squares<Real>(
+      count, [&](std::int64_t i) { return rules::multiply_add(factor, values[i], grad[i]); });
 }
 
 template <class Real>
@@ -281,6 +297,16 @@ void scale(void* target, double factor, std::int64_t count) {
   Real* __restrict values = static_cast<Real*>(target);
   const Real real_factor = static_cast<Real>(factor);
   for (std::int64_t i = 0; i < count; ++i) values[i] *= real_factor;
+}
+
+template <class Real>
+void average(void* target, const void* source, double rate, std::int64_t count) {
+  Real* __restrict averages = static_cast<Real*>(target);
+  const Real* __restrict values = static_cast<const Real*>(source);
+  const Real weight = static_cast<Real>(rate);
+  for (std::int64_t i = 0; i < count; ++i) {
+    averages[i] = rules::averaged(averages[i], values[i], weight);
+  }
 }
 
 template <class Half>
@@ -361,6 +387,8 @@ constexpr void fill_real(KernelTable& table) {
   table.square_sum[i] = square_sum<Real>;
   table.add[i] = add<Real>;
   table.scale[i] = scale<Real>;
+  table.average[i] = average<Real>;
+  table.decayed_square_sum[i] = decayed_square_sum<Real>;
 }
 
 template <class... Halves>

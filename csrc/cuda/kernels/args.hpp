@@ -25,20 +25,26 @@ struct TensorEntry {
   std::int64_t* row_steps;  //
   double* means;            // of its rows, if it is centralized
   double* segment_sums;     //
+  void* ema;                // its moving average
+  void* delta;              // where its change is written, instead of the parameter
+  double ema_rate;          // 1 - ema_decay
   std::int64_t count;
   std::int64_t row_length;
   std::int64_t segments_per_row;
   std::int64_t scale_block;
-  std::int64_t index;
+  std::int64_t key;       // of its random bits
+  std::int32_t position;  // among the parameters
   std::int32_t rates;
   DType dtype;
   StateFormat format;
 };
 
-// The gradient of one parameter; null values: it has none here (another kernel reads it).
+// The gradient of one parameter; null values: it has none here (another kernel reads it, or it is
+// absent).
 struct GradEntry {
   const void* values;
   DType dtype;
+  bool is_absent;
 };
 
 // Neighbours in one parameter that one block of threads works on: elements, or segments of rows.
@@ -59,7 +65,6 @@ struct Control {
   std::int64_t step;  // made
   std::int64_t skipped_steps;
   double last_grad_norm;
-  rules::RunningPowers powers;
   std::int32_t goes;  // whether the step at hand is made
   std::int32_t last_step_skipped;
   std::int32_t not_finite;  // set by `block_squares` or `row_squares`, cleared by `decide`
@@ -72,9 +77,9 @@ struct StepArgs {
 
   const TensorEntry* tensors;
   const GradEntry* grads;
-  const RateEntry* rates;  // null: inline_rates
-  const Control* control;  // null: the step goes, and its number is `step`
-  std::int64_t step;
+  const RateEntry* rates;       // null: inline_rates
+  const std::uint32_t* places;  // by parameter: its element of the rates; null: what its group has
+  const Control* control;       // null: the step goes
   std::uint64_t seed;
   RateEntry inline_rates[kInlineRates];
 };
@@ -120,8 +125,6 @@ struct TableArgs {
   TableRows mode;
   bool catches_up;
   bool decays_entries;  // weight decay once for each entry
-  double beta1;         // for catching up
-  double beta2;
   SortedRows sorted;
   const std::uint32_t* first;  // by row: its first place, or kNone; null: no row is listed
   std::int64_t units;
@@ -147,19 +150,42 @@ struct BlockSquaresArgs {
   std::int64_t count;
   double* squares;  // by block
   Control* control;
+  const TensorEntry* tensors;  // with the following, for L2 decay that is measured; null: none is
+  const AdamConfig* groups;
+  const Rates* rates;
+  const double* loss_scale;
+};
+
+// The sums of squares of the gradients of all parameters, from those of their blocks.
+struct ArraySquaresArgs {
+  const double* squares;            // by block
+  const std::int64_t* first_block;  // by parameter, and one past the last
+  std::int64_t count;               // of parameters
+  double* sums;
 };
 
 struct DecideArgs {
   AdamConfig config;
   Control* control;
   const double* loss_scale;
+  const AdamConfig* groups;  // by rates, as the following
   const Rates* rates;
-  RateEntry* entries;
+  double* group_squares;
   std::int32_t rates_count;
   bool measured;
   bool has_float32;
+  bool clips_groups;  // or single gradients
+  bool clips_apart;   // the factor depends on the parameter
   const double* squares;
   std::int64_t blocks;
+  RateEntry* entries;  // by rates, or by parameter
+  rules::RunningPowers* powers;
+  // Null: entries are by rates.
+  const TensorEntry* tensors;
+  const GradEntry* grads;
+  std::int64_t* behind;  // by parameter: the steps that it was left out of
+  const double* array_squares;
+  std::int64_t tensors_count;
 };
 
 struct IndexRowsArgs {
@@ -198,8 +224,8 @@ struct SetRowStepsArgs {
   std::int64_t* row_steps;
   const std::uint64_t* rows;  // null: all
   std::int64_t count;
-  std::int64_t step;
-  const Control* control;
+  std::int32_t tensor;
+  StepArgs step;
 };
 
 struct AddRowStepsArgs {

@@ -40,15 +40,33 @@ struct OrderedSum {
   }
 };
 
+// The sums of squares of the gradients of single parameters, a block of threads for each.
+struct ArraySquares {
+  using Args = ArraySquaresArgs;
+  using Shared = OrderedSum;
+  static constexpr int kThreads = kItemThreads;
+
+  ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
+    for (std::int64_t i = cta.block(); i < args.count; i += cta.blocks()) {
+      const std::int64_t first = args.first_block[i];
+      shared.run(cta, kThreads, args.squares + first, args.first_block[i + 1] - first);
+      cta.each([&](int thread) {
+        if (thread == 0) args.sums[i] = shared.lanes[0];
+      });
+      cta.sync();
+    }
+  }
+};
+
 struct Decide {
   using Args = DecideArgs;
   static constexpr int kThreads = kItemThreads;
   struct Shared {
     OrderedSum sum;
-    rules::Corrections corrections;
     rules::Decision decision;
-    bool fits;  // whether all scalars are finite
-    bool ends;  // whether the step is not made
+    bool fits;       // whether all scalars are finite
+    bool overflows;  // whether the norm of a group does
+    bool ends;       // whether the step is not made
   };
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
@@ -56,40 +74,79 @@ struct Decide {
       if (thread == 0) begin(args, shared);
     });
     if (args.measured) shared.sum.run(cta, kThreads, args.squares, args.blocks);
+    if (args.clips_groups) sum_groups(args, cta);
     cta.sync();
-    fold_all(args, cta, shared);
+    fold_all(args, cta, shared, false);
     cta.each([&](int thread) {
       if (thread == 0) decide(args, shared);
     });
     cta.sync();
-    if (shared.decision.clips && !shared.ends) fold_all(args, cta, shared);
+    if (!shared.ends && (shared.decision.clip != 1.0 || args.clips_groups)) {
+      fold_all(args, cta, shared, true);
+    }
     cta.each([&](int thread) {
       if (thread == 0) commit(args, shared);
     });
+    cta.sync();
+    if (!shared.ends && args.behind != nullptr) count_absent(args, cta);
   }
 
   ADAMAS_DEVICE static void begin(const Args& args, Shared& shared) {
-    Control& control = *args.control;
-    const AdamConfig& config = args.config;
-    const std::int64_t step = control.step + 1;
-    shared.decision = {Refusal::none, false, false, control.last_grad_norm,
-                       rules::unclipped_factor(*args.loss_scale)};
+    shared.decision = {Refusal::none, false, args.control->last_grad_norm, 1.0};
     shared.fits = true;
+    shared.overflows = false;
     shared.ends = false;
-    shared.corrections =
-        rules::used_corrections(config, config.beta1, config.beta2, step, &control.powers);
   }
 
-  ADAMAS_DEVICE static void fold_all(const Args& args, Cta cta, Shared& shared) {
+  // Over the parameters of each group, in their order.
+  ADAMAS_DEVICE static void sum_groups(const Args& args, Cta cta) {
     cta.each([&](int thread) {
       for (int k = thread; k < args.rates_count; k += kThreads) {
-        if (!rules::fold_rates(args.config, args.rates[k], shared.corrections,
-                               shared.decision.factor, args.has_float32, &args.entries[k])) {
-          shared.fits = false;
+        double lanes[kLanes] = {};
+        std::int64_t next = 0;
+        for (std::int64_t i = 0; i < args.tensors_count; ++i) {
+          if (args.tensors[i].rates == k) lanes[next++ % kLanes] += args.array_squares[i];
         }
+        args.group_squares[k] = rules::tree_sum(lanes);
       }
     });
+  }
+
+  // The clip of the gradients of entry k, in the second pass.
+  ADAMAS_DEVICE static double clip_of(const Args& args, Shared& shared, std::int64_t k,
+                                      std::int32_t rates) {
+    const AdamConfig& group = args.groups[rates];
+    const double clip = shared.decision.clip;
+    if (!args.clips_groups) return clip;
+    const double squares = group.clip_per_array ? args.array_squares[k] : args.group_squares[rates];
+    const double norm = rules::norm_of(squares, *args.loss_scale);
+    if (rules::overflows(group.max_grad_norm, norm)) shared.overflows = true;
+    const double own = rules::clip_to(group.max_grad_norm, norm);
+    return own < clip ? own : clip;
+  }
+
+  ADAMAS_DEVICE static void fold_all(const Args& args, Cta cta, Shared& shared, bool clips) {
+    const std::int64_t count = args.tensors == nullptr ? args.rates_count : args.tensors_count;
+    cta.each([&](int thread) {
+      for (std::int64_t k = thread; k < count; k += kThreads) fold_one(args, shared, clips, k);
+    });
     cta.sync();
+  }
+
+  ADAMAS_DEVICE static void fold_one(const Args& args, Shared& shared, bool clips, std::int64_t k) {
+    const bool by_rates = args.tensors == nullptr;
+    const std::int32_t rates = by_rates ? static_cast<std::int32_t>(k) : args.tensors[k].rates;
+    const std::int64_t behind = by_rates ? 0 : args.behind[k];
+    const std::int64_t step = args.control->step - behind + 1;
+    const AdamConfig& group = args.groups[rates];
+    const rules::Corrections corrections =
+        rules::used_corrections(group, group.beta1, group.beta2, step, &args.powers[k]);
+    const rules::Factor factor =
+        rules::factor_of(group, clips ? clip_of(args, shared, k, rates) : 1.0, *args.loss_scale);
+    if (!rules::fold_rates(group, args.rates[rates], corrections, step, factor, args.has_float32,
+                           &args.entries[k])) {
+      shared.fits = false;
+    }
   }
 
   ADAMAS_DEVICE static void refuse(const Args& args, Shared& shared, Refusal refusal) {
@@ -101,8 +158,8 @@ struct Decide {
     if (!shared.fits) return refuse(args, shared, Refusal::scalars);
     if (!args.measured) return;
     Control& control = *args.control;
-    shared.decision =
-        rules::decide(args.config, *args.loss_scale, shared.sum.lanes[0], control.not_finite == 0);
+    shared.decision = rules::decide(args.config, *args.loss_scale, shared.sum.lanes[0],
+                                    control.not_finite == 0, args.clips_groups);
     if (shared.decision.refusal != Refusal::none) {
       return refuse(args, shared, shared.decision.refusal);
     }
@@ -116,12 +173,22 @@ struct Decide {
   ADAMAS_DEVICE static void commit(const Args& args, Shared& shared) {
     Control& control = *args.control;
     control.not_finite = 0;
+    if (!shared.ends && shared.overflows) refuse(args, shared, Refusal::norm);
     if (!shared.ends && !shared.fits) refuse(args, shared, Refusal::scalars);
     control.goes = shared.ends ? 0 : 1;
     if (shared.ends) return;
     control.last_grad_norm = shared.decision.norm;
     control.last_step_skipped = 0;
     ++control.step;
+  }
+
+  // What was left out of a step that is made.
+  ADAMAS_DEVICE static void count_absent(const Args& args, Cta cta) {
+    cta.each([&](int thread) {
+      for (std::int64_t i = thread; i < args.tensors_count; i += kThreads) {
+        if (args.grads[i].is_absent) ++args.behind[i];
+      }
+    });
   }
 };
 

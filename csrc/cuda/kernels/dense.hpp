@@ -43,6 +43,7 @@ struct Dense {
     rules::Scalars<Real> scalars;
     unsigned variant;
     std::uint32_t key;
+    const TensorEntry* apart;  // if it has an average, or a place for its change; null: neither
     // Whether the arrays are aligned where the parameter is.
     bool aligned_grad;
     bool aligned_moment1;
@@ -77,12 +78,14 @@ struct Dense {
     if constexpr (sizeof(Bits<P>) != sizeof(Real)) work.master = tensor.master;
     work.means = tensor.means;
     work.row_length = tensor.row_length;
+    if (tensor.ema != nullptr || tensor.delta != nullptr) work.apart = &tensor;
     work.scalars = scalars_of<Real>(folded);
     if constexpr (kRounds) work.key = random_key(step, tensor);
     return work;
   }
 
   ADAMAS_DEVICE static void update_slice(const StepArgs& step, const Slice& slice, int thread) {
+    if (step.grads[slice.tensor].is_absent) return;
     Work work = prepare(step, slice);
     // Elements before the first that a wide access of the parameter may begin with.
     const auto address = reinterpret_cast<std::uintptr_t>(work.param + slice.begin);
@@ -141,11 +144,26 @@ struct Dense {
       moments2.values[k] = M::store_moment2(moment2, random);
       params.values[k] = StoredAs<P>::store(reals.values[k]);
     }
-    store_pack<n>(work.param + i, params, true);
+    if (work.apart == nullptr) {
+      store_pack<n>(work.param + i, params, true);
+    } else {
+      store_apart<n>(*work.apart, i, params, reals);
+    }
     store_pack<n>(work.moment1 + i, moments1, work.aligned_moment1);
     store_pack<n>(work.moment2 + i, moments2, work.aligned_moment2);
     if (work.vhat != nullptr) store_pack<n>(work.vhat + i, vhats, work.aligned_vhat);
     if (work.master != nullptr) store_pack<n>(work.master + i, reals, work.aligned_master);
+  }
+
+  template <int n>
+  ADAMAS_DEVICE static void store_apart(const TensorEntry& tensor, std::int64_t i,
+                                        const Pack<Bits<P>, n>& params,
+                                        const Pack<Real, n>& reals) {
+    Bits<P>* target = bits_at<P>(tensor.delta == nullptr ? tensor.param : tensor.delta, i);
+    for (int k = 0; k < n; ++k) {
+      target[k] = params.values[k];
+      move_average(tensor, i + k, reals.values[k]);
+    }
   }
 };
 

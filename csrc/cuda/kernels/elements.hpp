@@ -93,13 +93,14 @@ ADAMAS_DEVICE const rules::Scalars<Real>& scalars_of(const Folded& folded) {
 ADAMAS_DEVICE bool goes(const Control* control) { return control == nullptr || control->goes != 0; }
 
 ADAMAS_DEVICE const RateEntry& rates_of(const StepArgs& step, const TensorEntry& tensor) {
-  return step.rates == nullptr ? step.inline_rates[tensor.rates] : step.rates[tensor.rates];
+  const auto place = step.places == nullptr ? static_cast<std::uint32_t>(tensor.rates)
+                                            : step.places[tensor.position];
+  return step.rates == nullptr ? step.inline_rates[place] : step.rates[place];
 }
 
 // The key of a parameter's random bits in the step at hand.
 ADAMAS_DEVICE std::uint32_t random_key(const StepArgs& step, const TensorEntry& tensor) {
-  const std::int64_t number = step.control == nullptr ? step.step : step.control->step;
-  return rules::random_key(step.seed, number, tensor.index);
+  return rules::random_key(step.seed, rates_of(step, tensor).step, tensor.key);
 }
 
 ADAMAS_DEVICE std::uint32_t random_of(std::uint32_t key, std::int64_t element) {
@@ -116,11 +117,20 @@ ADAMAS_DEVICE Real load_param(const TensorEntry& tensor, std::int64_t i) {
 }
 
 template <class Real>
+ADAMAS_DEVICE void move_average(const TensorEntry& tensor, std::int64_t i, Real param) {
+  if (tensor.ema == nullptr) return;
+  Real* average = static_cast<Real*>(tensor.ema) + i;
+  *average = rules::averaged(*average, param, static_cast<Real>(tensor.ema_rate));
+}
+
+// The new value, or with `delta` the change.
+template <class Real>
 ADAMAS_DEVICE void store_param(const TensorEntry& tensor, std::int64_t i, Real value) {
   if constexpr (sizeof(Real) == sizeof(float)) {
     if (tensor.master != nullptr) tensor.master[i] = value;
   }
-  store_at<Real>(tensor.dtype, tensor.param, i, value);
+  store_at<Real>(tensor.dtype, tensor.delta == nullptr ? tensor.param : tensor.delta, i, value);
+  move_average(tensor, i, value);
 }
 
 }  // namespace adamas::cuda

@@ -60,10 +60,10 @@ struct MarkHeads : ForEach<MarkHeads, MarkHeadsArgs> {
 
 struct SetRowSteps : ForEach<SetRowSteps, SetRowStepsArgs> {
   ADAMAS_DEVICE static std::int64_t count(const Args& args) {
-    return goes(args.control) ? args.count : 0;
+    return goes(args.step.control) ? args.count : 0;
   }
   ADAMAS_DEVICE static void work(const Args& args, std::int64_t i) {
-    const std::int64_t step = args.control == nullptr ? args.step : args.control->step;
+    const std::int64_t step = rates_of(args.step, args.step.tensors[args.tensor]).step;
     args.row_steps[args.rows == nullptr ? i : static_cast<std::int64_t>(args.rows[i])] = step;
   }
 };

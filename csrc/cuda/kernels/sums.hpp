@@ -153,7 +153,7 @@ struct BlockSquares {
         const std::int64_t end = begin + kTile < block.count ? begin + kTile : block.count;
         bool finite = true;
         shared.lanes[group][thread % kLanes] =
-            lane_of(grad, block.begin, begin, end, thread % kLanes, &finite);
+            lane_of(args, block, grad, begin, end, thread % kLanes, &finite);
         if (!finite) args.control->not_finite = 1;  // whoever comes first: all write the same
       });
       cta.sync();
@@ -172,14 +172,29 @@ struct BlockSquares {
     }
   }
 
-  ADAMAS_DEVICE static double lane_of(const GradEntry& grad, std::int64_t first, std::int64_t begin,
-                                      std::int64_t end, int lane, bool* finite) {
-    const void* values = grad.values;
+  // L2 decay that is measured with the gradients.
+  ADAMAS_DEVICE static double decay_of(const Args& args, const Slice& block) {
+    if (args.tensors == nullptr) return 0.0;
+    const std::int32_t rates = args.tensors[block.tensor].rates;
+    return rules::measured_decay(args.groups[rates], args.rates[rates], *args.loss_scale);
+  }
+
+  ADAMAS_DEVICE static double lane_of(const Args& args, const Slice& block, const GradEntry& grad,
+                                      std::int64_t begin, std::int64_t end, int lane,
+                                      bool* finite) {
+    const double decay = decay_of(args, block);
     double sum = 0.0;
     const auto add = [&](auto type) {
-      const auto* stored = static_cast<const typename decltype(type)::Bits*>(values) + first;
-      sum = square_lane([&](std::int64_t i) { return double{type.load(stored[i])}; }, begin, end,
-                        lane, finite);
+      using Real = typename decltype(type)::Real;
+      const auto* stored =
+          static_cast<const typename decltype(type)::Bits*>(grad.values) + block.begin;
+      const auto value_at = [&](std::int64_t i) -> double {
+        const Real value = type.load(stored[i]);
+        if (decay == 0.0) return value;
+        const Real param = load_param<Real>(args.tensors[block.tensor], block.begin + i);
+        return rules::multiply_add(static_cast<Real>(decay), param, value);
+      };
+      sum = square_lane(value_at, begin, end, lane, finite);
     };
     if (grad.dtype == DType::float64) {
       visit_type<double>(grad.dtype, add);

@@ -288,13 +288,12 @@ struct Table {
   // Powers of the betas as the rule multiplies with them, for the steps that the row has missed.
   ADAMAS_DEVICE static void catch_up(const Args& args, const TensorEntry& tensor, std::int64_t row,
                                      Piece<Real>* piece) {
-    const std::int64_t step =
-        args.step.control == nullptr ? args.step.step : args.step.control->step;
-    const std::int64_t missed = step - 1 - tensor.row_steps[row];
+    const RateEntry& rates = rates_of(args.step, tensor);
+    const std::int64_t missed = rates.step - 1 - tensor.row_steps[row];
     if (missed <= 0) return;
     constexpr bool kIsFloat32 = sizeof(Real) == sizeof(float);
-    piece->decay1 = rules::power(kIsFloat32 ? rules::as_float32(args.beta1) : args.beta1, missed);
-    piece->decay2 = rules::power(kIsFloat32 ? rules::as_float32(args.beta2) : args.beta2, missed);
+    piece->decay1 = rules::power(kIsFloat32 ? rules::as_float32(rates.beta1) : rates.beta1, missed);
+    piece->decay2 = rules::power(kIsFloat32 ? rules::as_float32(rates.beta2) : rates.beta2, missed);
   }
 };
 
@@ -309,6 +308,7 @@ struct DenseInt8 {
     for (std::int64_t k = cta.block(); k < args.count; k += cta.blocks()) {
       const Slice slice = args.slices[k];
       const TensorEntry& tensor = args.step.tensors[slice.tensor];
+      if (args.step.grads[slice.tensor].is_absent) continue;
       for (std::int64_t done = 0; done < slice.count; done += kWarpsPerBlock * tensor.scale_block) {
         run_pieces(args.step, tensor, cta, shared, [&](int warp) {
           return make_piece(args, slice, tensor, done + warp * tensor.scale_block);

@@ -101,6 +101,7 @@ Status OffloadCopies::stage(const core::Selection& selection, core::Selection* s
 Status OffloadCopies::stage(const core::Tensor& tensor, Copy& copy, Gradient* grad) noexcept {
   const std::size_t nbytes = nbytes_of(tensor, *grad);
   copy.from = *grad;
+  if (grad->is_absent) return {};
   if (Status status = reserve(copy.grad, &copy.grad_nbytes, nbytes); !status.ok()) return status;
   if (grad->rows != nullptr) {
     copy.from_rows = *grad->rows;
@@ -122,6 +123,7 @@ Status OffloadCopies::fetch(const core::Ordering& ordering) noexcept {
     for (std::size_t k = 0; k < grads_.size(); ++k) {
       const std::size_t i = first_ + k;
       const Copy& copy = *copies_[i];
+      if (copy.from.is_absent) continue;
       queue.copy(copy.param.get(), copy.device_param, copy.nbytes);
       queue.copy(copy.grad.get(), copy.from.values, nbytes_of(tensors_[i], copy.from));
       if (copy.from.rows != nullptr) {

@@ -23,11 +23,11 @@ Status OffloadEngine::open(const AdamConfig& config, std::int32_t device,
   return status;
 }
 
-Status OffloadEngine::start(const AdamConfig& config, const std::vector<core::Tensor>& tensors,
-                            std::size_t rates_count, Span<void* const> after) {
-  config_ = config;
+Status OffloadEngine::start(const core::Options& options, const std::vector<core::Tensor>& tensors,
+                            Span<void* const> after) {
+  options_ = &options;
   if (Status status = copies_.start(tensors, after); !status.ok()) return status;
-  return host_.start(config, copies_.tensors(), rates_count, {});
+  return host_.start(options, copies_.tensors(), {});
 }
 
 Status OffloadEngine::fetch(const core::Selection& selection, const core::Ordering& ordering,
@@ -43,7 +43,7 @@ Status OffloadEngine::step(const core::Selection& all, const core::StepInput& in
   core::Selection staged{};
   if (Status status = fetch(all, ordering, &staged); !status.ok()) return status;
   // Whether the update of a parameter depends on its own gradient alone, and can't be refused.
-  const bool streams = !rules::measures(config_) && !all.has_sparse;
+  const bool streams = !options_->measures() && !all.has_sparse;
   Status status =
       streams ? stream(staged, input, ordering) : step_at_once(staged, input, ordering, result);
   return status.ok() ? finish({}, ordering) : status;
@@ -54,6 +54,7 @@ Status OffloadEngine::stream(const core::Selection& staged, const core::StepInpu
                              const core::Ordering& ordering) noexcept {
   if (Status status = host_.begin(input); !status.ok()) return status;
   for (std::size_t i = staged.first; i < staged.last; ++i) {
+    if (staged.grad(i).is_absent) continue;
     Status status = copies_.wait(i);
     if (status.ok()) status = host_.apply({i, i + 1, &staged.grad(i)}, after_fetch(ordering));
     if (status.ok()) status = copies_.send(i);
@@ -71,6 +72,7 @@ Status OffloadEngine::step_at_once(const core::Selection& staged, const core::St
   if (Status status = host_.step(staged, input, after_fetch(ordering), result); !status.ok())
     return status;
   for (std::size_t i = staged.first; i < staged.last; ++i) {
+    if (staged.grad(i).is_absent) continue;
     if (Status status = copies_.send(i); !status.ok()) return close(), status;
   }
   return {};
@@ -87,7 +89,7 @@ Status OffloadEngine::apply(const core::Selection& one, const core::Ordering& or
 
 // After the last parameter was sent, or could not be.
 Status OffloadEngine::finish(Status sent, const core::Ordering& ordering) noexcept {
-  if (sent.ok()) sent = copies_.finish(ordering.queueing.stream, config_.use_locking);
+  if (sent.ok()) sent = copies_.finish(ordering.queueing.stream, options_->all.use_locking);
   if (!sent.ok()) close();
   return sent;
 }

@@ -14,8 +14,8 @@ class OffloadEngine final : public core::Engine {
                      std::unique_ptr<core::Engine>* engine);
 
   char* allocate_state(std::size_t nbytes) override { return host_.allocate_state(nbytes); }
-  Status start(const AdamConfig& config, const std::vector<core::Tensor>& tensors,
-               std::size_t rates_count, Span<void* const> after) override;
+  Status start(const core::Options& options, const std::vector<core::Tensor>& tensors,
+               Span<void* const> after) override;
   Status step(const core::Selection& all, const core::StepInput& input,
               const core::Ordering& ordering, core::StepResult* result) noexcept override;
   Status begin(const core::StepInput& input) noexcept override { return host_.begin(input); }
@@ -39,7 +39,7 @@ class OffloadEngine final : public core::Engine {
                       const core::Ordering& ordering, core::StepResult* result) noexcept;
   Status finish(Status sent, const core::Ordering& ordering) noexcept;
 
-  AdamConfig config_;
+  const core::Options* options_ = nullptr;
   Status broken_;  // an error after which the state can't be relied on
   OffloadCopies copies_;
   cpu::Engine host_;

@@ -86,6 +86,9 @@ enum { ADAMAS_ROWS_EXACT = 0, ADAMAS_ROWS_LAZY = 1, ADAMAS_ROWS_CATCH_UP = 2 };
 /* Numerics */
 enum { ADAMAS_NUMERICS_STANDARD = 0, ADAMAS_NUMERICS_MINDSPORE = 1 };
 
+/* EpsilonPlacement */
+enum { ADAMAS_EPSILON_OUTSIDE = 0, ADAMAS_EPSILON_INSIDE = 1 };
+
 /* StateFormat */
 enum { ADAMAS_STATE_REAL = 0, ADAMAS_STATE_BFLOAT16 = 1, ADAMAS_STATE_INT8 = 2 };
 
@@ -97,7 +100,8 @@ enum {
   ADAMAS_MASTER = 3,
   ADAMAS_ROW_STEP = 4,
   ADAMAS_SCALE1 = 5,
-  ADAMAS_SCALE2 = 6
+  ADAMAS_SCALE2 = 6,
+  ADAMAS_EMA = 7
 };
 
 /* The device of memory of the host; CUDA devices are 0, 1, ... */
@@ -125,6 +129,13 @@ typedef struct adamas_config {
   int32_t skip_nonfinite;
   int32_t capturable;
   int32_t use_offload;
+  int32_t maximize;
+  double ema_decay; /* 0: keep no averages */
+  int32_t epsilon_placement;
+  int32_t allow_zero;
+  int32_t clip_per_array;
+  int32_t clip_after_decay;
+  int32_t writes_delta;
   int32_t reserved; /* 0: what a later version may keep here */
 } adamas_config;
 

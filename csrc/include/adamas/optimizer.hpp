@@ -23,21 +23,7 @@
 
 namespace adamas {
 
-// The arrays of state kept for a parameter, laid out as Optimizer::layout() says.
-enum class StateKind : std::uint8_t {
-  moment1,
-  moment2,
-  vhat,      // use_amsgrad
-  master,    // master_weights, of 16-bit parameters
-  row_step,  // RowPolicy::catch_up: the last step that changed the row
-  scale1,    // StateFormat::int8: one byte for each block of moment1
-  scale2,    // and of moment2
-};
-inline constexpr const char* kStateKindNames[] = {"moment1",  "moment2", "vhat",  "master",
-                                                  "row_step", "scale1",  "scale2"};
-inline constexpr std::size_t kStateKinds = std::size(kStateKindNames);
-
-// The items of such an array.  uint16 and uint8 are moments in 16 and 8 bits, and scales.
+// The items of an array of state.  uint16 and uint8 are moments in 16 and 8 bits, and scales.
 enum class ItemType : std::uint8_t { float32, float64, uint8, uint16, int64 };
 
 constexpr std::size_t item_size(ItemType type) {
@@ -87,17 +73,20 @@ class ADAMAS_API Optimizer {
  public:
   // Reserves the state, zeroed, of all parameters, where they are: on the CPU, or all on one CUDA
   // device.  Their memory must outlive the optimizer.  `after`: streams of a device on which the
-  // parameters are still being made.
+  // parameters are still being made.  `groups`: options of the parameters by ParameterSpec::rates,
+  // which may differ from `config` where ADAMAS_OPTIONS says so; their max_grad_norm is for the
+  // gradients of the group.  Where there is none, they are those of `config`.
   static Status create(const AdamConfig& config, Span<const ParameterSpec> parameters,
-                       std::unique_ptr<Optimizer>* optimizer,
-                       Span<void* const> after = {}) noexcept;
+                       std::unique_ptr<Optimizer>* optimizer, Span<void* const> after = {},
+                       Span<const AdamConfig> groups = {}) noexcept;
   ~Optimizer();
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
   // One step: grads[i] is the gradient of parameter i, and rates[k] what the parameters with
   // ParameterSpec::rates == k use.  Safe to call from several threads, each call being one whole
-  // step.
+  // step.  A parameter whose gradient is absent is left as it is, and its own number of steps
+  // stays.
   //
   // On a device the step is queued, and an error of an earlier step may be reported: a NaN or
   // infinity, say, that kept it from being clipped.
@@ -108,7 +97,7 @@ class ADAMAS_API Optimizer {
   // Not with max_grad_norm or skip_nonfinite, which need all gradients first.
   Status begin_step(Span<const Rates> rates) noexcept;
   Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing = {}) noexcept;
-  Status end_step() noexcept;
+  Status end_step(bool skip_missing = false) noexcept;  // true: what was not applied is left out
 
   // Ends an open step without counting it.  Parameters that were applied keep their update.
   Status cancel_step() noexcept;
@@ -131,6 +120,16 @@ class ADAMAS_API Optimizer {
   std::int64_t global_step() const noexcept;
   Status set_global_step(std::int64_t step) noexcept;
 
+  // The steps that each parameter has made, from which its bias correction is: global_step(), but
+  // for those that were left out of steps.  On a device that decides, waits as global_step() does.
+  Status steps(Span<std::int64_t> steps) const noexcept;
+  Status set_steps(Span<const std::int64_t> steps) noexcept;
+
+  // The options of the parameters with ParameterSpec::rates == k; all may be set between steps but
+  // use_amsgrad, whose state is there from the beginning or never.
+  AdamConfig group(std::size_t k) const noexcept;
+  Status set_group(std::size_t k, const AdamConfig& group) noexcept;
+
   // What the gradients of the next step are divided by.
   double loss_scale() const noexcept;
   Status set_loss_scale(double loss_scale) noexcept;
@@ -142,9 +141,12 @@ class ADAMAS_API Optimizer {
 
   // Copies arrays out of the optimizer, or into it, and all counters, as one call among the steps:
   // what is saved is the state between two of them.  Arrays that are not listed stay as they are.
-  // An error has copied nothing; so it is while a step in parts is open.
-  Status save(Span<const ArrayCopy> to, Counters* counters) const noexcept;
-  Status load(Span<const ArrayCopy> from, const Counters& counters) noexcept;
+  // An error has copied nothing; so it is while a step in parts is open.  `steps`: those of each
+  // parameter; loaded without, all are global_step.
+  Status save(Span<const ArrayCopy> to, Counters* counters,
+              Span<std::int64_t> steps = {}) const noexcept;
+  Status load(Span<const ArrayCopy> from, const Counters& counters,
+              Span<const std::int64_t> steps = {}) noexcept;
 
   // Writes a moment of parameter i as float32 to `values`, whatever its format.
   Status decode_moment(StateKind kind, std::size_t i, float* values) const noexcept;
