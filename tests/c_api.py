@@ -50,6 +50,7 @@ class Gradient(ctypes.Structure):
         ("indices", c_void_p),
         ("indices_count", c_int64),
         *((name, c_int32) for name in ("is_sparse", "indices_are_int64", "dtype", "device")),
+        ("count", c_int64),
     ]
 
 
@@ -149,7 +150,8 @@ def parameter(array, **members):
 
 
 def gradient(array):
-    return initialized(Gradient, values=array.ctypes.data, dtype=DTYPES[array.dtype.name])
+    dtype = DTYPES[array.dtype.name]
+    return initialized(Gradient, values=array.ctypes.data, dtype=dtype, count=array.size)
 
 
 def sparse_gradient(indices, values):

@@ -57,6 +57,7 @@ void set_defaults(adamas_parameter* parameter) {
 void set_defaults(adamas_gradient* gradient) {
   gradient->indices_are_int64 = 1;
   gradient->device = kCpu;
+  gradient->count = Gradient{}.count;
 }
 
 void set_defaults(adamas_queueing*) {}
@@ -91,7 +92,7 @@ constexpr bool ends_with(Member Struct::*, std::size_t offset) {
 }
 static_assert(ends_with(&adamas_config::reserved, offsetof(adamas_config, reserved)));
 static_assert(ends_with(&adamas_parameter::reserved, offsetof(adamas_parameter, reserved)));
-static_assert(ends_with(&adamas_gradient::device, offsetof(adamas_gradient, device)));
+static_assert(ends_with(&adamas_gradient::count, offsetof(adamas_gradient, count)));
 static_assert(ends_with(&adamas_queueing::after_count, offsetof(adamas_queueing, after_count)));
 static_assert(ends_with(&adamas_counters::reserved, offsetof(adamas_counters, reserved)));
 
@@ -202,6 +203,7 @@ Status to_cpp(const char* given, std::int64_t index, Gradient* grad, RowIndices*
   grad->values = c.values;
   grad->rows = c.is_sparse != 0 ? rows : nullptr;
   grad->device = c.device;
+  grad->count = c.count;
   return {};
 }
 

@@ -69,6 +69,11 @@ Status check_format(const AdamConfig& config, Span<const ParameterSpec> paramete
   return {};
 }
 
+// Whether it has so many elements, as far as its caller has said.
+bool has_count(const Gradient& grad, std::size_t wanted) {
+  return grad.count == -1 || static_cast<std::size_t>(grad.count) == wanted;
+}
+
 Status check_rows(const Storage& storage, const Tensor& tensor, const Gradient& grad) {
   const std::int64_t index = tensor.index;
   const RowIndices& rows = *grad.rows;
@@ -82,8 +87,11 @@ Status check_rows(const Storage& storage, const Tensor& tensor, const Gradient& 
     return bad("a sparse gradient must have fewer than 2^32 - 1 entries", index);
   }
   const auto count = static_cast<std::size_t>(rows.count);
-  const std::size_t values =
-      count * static_cast<std::size_t>(tensor.row_length) * item_size(grad.dtype);
+  const std::size_t wanted = count * static_cast<std::size_t>(tensor.row_length);
+  if (!has_count(grad, wanted)) {
+    return bad("a sparse gradient must have a row of values for each index", index);
+  }
+  const std::size_t values = wanted * item_size(grad.dtype);
   if ((count > 0 && rows.data == nullptr) || (values > 0 && grad.values == nullptr)) {
     return bad("a gradient is missing", index);
   }
@@ -155,7 +163,11 @@ Status check(const Storage& storage, const Tensor& tensor, const Gradient& grad)
     return bad("a gradient has a type that does not go with its parameter's", index);
   }
   if (grad.rows != nullptr) return check_rows(storage, tensor, grad);
-  const std::size_t nbytes = static_cast<std::size_t>(tensor.spec.count) * item_size(grad.dtype);
+  const auto wanted = static_cast<std::size_t>(tensor.spec.count);
+  if (!has_count(grad, wanted)) {
+    return bad("a gradient must have as many elements as its parameter", index);
+  }
+  const std::size_t nbytes = wanted * item_size(grad.dtype);
   if (nbytes == 0) return {};
   if (grad.values == nullptr) return bad("a gradient is missing", index);
   if (storage.overlaps(grad.values, nbytes)) {

@@ -15,7 +15,7 @@ Status GradientChecks::check(Selection& selection) noexcept {
     const Tensor& tensor = storage_->tensors()[i];
     if (Status status = core::check(*storage_, tensor, grad); !status.ok()) return status;
     if (grad.rows == nullptr && tensor.spec.count > 0) {
-      accepted_[i] = {grad.values, grad.dtype, grad.device};
+      accepted_[i] = {grad.values, grad.dtype, grad.device, grad.count};
     }
   }
   return {};

@@ -30,6 +30,7 @@
  *     adamas_gradient gradient;
  *     adamas_gradient_init(&gradient, sizeof gradient);
  *     gradient.values = grad;
+ *     gradient.count = 4;
  *
  *     adamas_optimizer* optimizer = NULL;
  *     adamas_status status = adamas_create(&config, &parameter, 1, &optimizer);
@@ -153,6 +154,7 @@ typedef struct adamas_gradient {
   int32_t indices_are_int64;
   int32_t dtype;
   int32_t device;
+  int64_t count; /* of the elements at `values`, which is checked; -1: not said */
 } adamas_gradient;
 
 /* Rates */

@@ -142,6 +142,7 @@ struct Gradient {
   const RowIndices* rows = nullptr;  // null: dense
   DType dtype = DType::float32;
   std::int32_t device = kCpu;  // that of the parameter
+  std::int64_t count = -1;     // of the elements at `values`, which is checked; -1: not said
 };
 
 }  // namespace adamas
