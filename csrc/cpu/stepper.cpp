@@ -57,6 +57,7 @@ void Stepper::prepare(const AdamConfig& config, const std::vector<Tensor>& tenso
   tensors_ = &tensors;
   plan_ = core::make_plan(tensors);
   threads_ = config.num_threads;
+  pools_.emplace(threads_);
   direct_ = std::vector<DirectTensor>(tensors.begin(), tensors.end());
   folded_.resize(rates_count);
   segment_sums_.resize(static_cast<std::size_t>(plan_.segment_sums));
