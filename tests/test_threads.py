@@ -3,11 +3,24 @@
 What counts the threads of a process runs in one of its own.
 """
 
+import os
 import textwrap
 
+import numpy as np
 import pytest
 
+import adamas
+from adamas import _core
 from helpers import run_python
+
+LAUNCHERS = (
+    "LOCAL_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",
+    "SLURM_NTASKS_PER_NODE",
+)
+NOTHING_SAID = dict.fromkeys(("ADAMAS_NUM_THREADS", *LAUNCHERS), "")
+CORES = len(os.sched_getaffinity(0))
 
 COUNT = """
 import gc, os, sys, threading, time
@@ -142,3 +155,85 @@ def test_exit(end, beside):
     source = COUNT + textwrap.dedent(script)
     done = run_python("-c", source)
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+
+
+def said(*arguments, **environment):
+    """Return the finished process that has just this in its environment."""
+    return run_python(*arguments, **{**NOTHING_SAID, **environment})
+
+
+USED = """
+import numpy as np
+import adamas
+from adamas import _core
+params = [adamas.Parameter(np.ones(3, np.float32))]
+optimizers = [adamas.Adam(params, num_threads=count)._native for count in (None, 7)]
+print(_core.available_threads(), *(one.num_threads for one in optimizers))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({}, CORES),
+        ({"ADAMAS_NUM_THREADS": "5"}, 5),
+        ({"ADAMAS_NUM_THREADS": "5", "LOCAL_WORLD_SIZE": "2"}, 5),
+        *(({name: str(4 * CORES)}, 1) for name in LAUNCHERS),
+        ({"SLURM_NTASKS_PER_NODE": f"{CORES}(x2)"}, 1),
+        ({"LOCAL_WORLD_SIZE": "1"}, CORES),
+        ({"LOCAL_WORLD_SIZE": "many"}, CORES),
+    ],
+)
+def test_the_number_of_threads(environment, threads):
+    done = said("-c", USED, **environment)
+    assert (done.returncode, done.stdout.split()) == (0, [str(threads), str(threads), "7"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [
+        ({}, f"{CORES} (the cores that this process may use)"),
+        ({"ADAMAS_NUM_THREADS": "5"}, "5 (ADAMAS_NUM_THREADS is set)"),
+        (
+            {"LOCAL_WORLD_SIZE": str(CORES)},
+            "1 (the cores that this process may use)"
+            if CORES == 1
+            else f"1 ({CORES} cores for {CORES} processes, says LOCAL_WORLD_SIZE)",
+        ),
+    ],
+)
+def test_the_report_says_why(environment, why):
+    lines = said("-m", "adamas", **environment).stdout.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("threads")] == [why]
+
+
+@pytest.mark.skipif(CORES < 2, reason="one core can't be divided")
+def test_a_launcher_that_binds_has_divided():
+    one = min(os.sched_getaffinity(0))
+    script = f"""
+    import os
+    os.sched_setaffinity(0, {{{one}}})
+    from adamas import _core
+    print(*_core.default_threads())
+    """
+    done = said("-c", textwrap.dedent(script), LOCAL_WORLD_SIZE="2")
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "1", "1", "None"])
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "2.0", " 2", "4097"])
+def test_a_wrong_number_fails_at_import(value):
+    done = said("-c", "import adamas", ADAMAS_NUM_THREADS=value)
+    assert done.returncode != 0
+    for part in ("ImportError", "ADAMAS_NUM_THREADS", f"'{value}'", "from 1 to 4096"):
+        assert part in done.stderr
+
+
+def test_a_wrong_number_set_later_is_refused(monkeypatch):
+    monkeypatch.setenv("ADAMAS_NUM_THREADS", "many")
+    params = [adamas.Parameter(np.ones(3, np.float32))]
+    with pytest.raises(ValueError, match="ADAMAS_NUM_THREADS must be a whole number"):
+        adamas.Adam(params)
+    with pytest.raises(ValueError, match="ADAMAS_NUM_THREADS"):
+        _core.default_threads()
+    assert _core.available_threads() == CORES
+    adamas.Adam(params, num_threads=2)

@@ -22,7 +22,11 @@ Status Optimizer::Impl::prepare(const AdamConfig& options, Span<const ParameterS
   const core::FloatEnvironment pinned;
   config = rules::used_config(options);
   if (Status status = check(config); !status.ok()) return status;
-  if (config.num_threads == 0) config.num_threads = available_threads();
+  if (config.num_threads == 0) {
+    DefaultThreads usual;
+    if (Status status = default_threads(&usual); !status.ok()) return status;
+    config.num_threads = usual.threads;
+  }
   if (Status status = check(config, parameters); !status.ok()) return status;
   for (const ParameterSpec& parameter : parameters) {
     rates_count = std::max(rates_count, static_cast<std::size_t>(parameter.rates) + 1);

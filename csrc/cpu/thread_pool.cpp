@@ -11,11 +11,9 @@
 #include <thread>
 #include <utility>
 
-#include "adamas/system.hpp"
 #include "core/float_environment.hpp"
 
-namespace adamas {
-namespace cpu {
+namespace adamas::cpu {
 namespace {
 
 constexpr auto kSpinTime = std::chrono::microseconds(50);  // wake-ups cost about as much
@@ -296,14 +294,4 @@ void PoolLease::run(ThreadPool::Task task, void* context, std::int64_t chunks) n
   }
 }
 
-}  // namespace cpu
-
-int available_threads() noexcept {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
-}  // namespace adamas
+}  // namespace adamas::cpu

@@ -116,7 +116,7 @@ typedef struct adamas_config {
   int32_t numerics;
   int32_t row_policy;
   int32_t state_format;
-  int32_t num_threads; /* 0: one for each core */
+  int32_t num_threads; /* 0: adamas_available_threads() */
   int32_t use_nesterov;
   int32_t use_amsgrad;
   int32_t decoupled_weight_decay;
@@ -267,6 +267,7 @@ ADAMAS_API adamas_status adamas_set_rates(adamas_optimizer* optimizer, const ada
 ADAMAS_API const char* adamas_version(void);
 ADAMAS_API const char* adamas_isa_in_use(void);
 ADAMAS_API adamas_status adamas_select_isa(const char* name);
+/* How many threads an optimizer uses that is not told: system.hpp, default_threads(). */
 ADAMAS_API int32_t adamas_available_threads(void);
 ADAMAS_API int32_t adamas_cuda_devices(void);
 ADAMAS_API const char* adamas_cuda_unavailable_reason(void); /* null: a device can be used */

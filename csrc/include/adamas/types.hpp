@@ -79,7 +79,7 @@ struct AdamConfig {
   bool use_locking = false;     // exclude optimizers that share memory and lock too
   bool skip_nonfinite = false;  // a NaN or infinity in a gradient cancels the step
   double max_grad_norm = 0.0;   // > 0: clip the norm over all gradients to it
-  int num_threads = 0;          // 0: one for each core of the process
+  int num_threads = 0;          // 0: what default_threads() says
   bool capturable = false;      // on a device: steps can be captured in a CUDA graph
   bool use_offload = false;     // on a device: the state and the update are on the host
 };
