@@ -43,6 +43,8 @@ class Parameter(ctypes.Structure):
         ("second_axis", c_int64),
         ("axes", c_int32),
         ("reserved", c_int32),
+        ("key", c_int64),
+        *((name, c_void_p) for name in ("moment1", "moment2", "vhat", "master", "ema", "delta")),
     ]
 
 
@@ -53,6 +55,9 @@ class Gradient(ctypes.Structure):
         ("indices", c_void_p),
         ("indices_count", c_int64),
         *((name, c_int32) for name in ("is_sparse", "indices_are_int64", "dtype", "device")),
+        ("count", c_int64),
+        ("is_absent", c_int32),
+        ("reserved", c_int32),
     ]
 
 
@@ -152,7 +157,8 @@ def parameter(array, **members):
 
 
 def gradient(array):
-    return initialized(Gradient, values=array.ctypes.data, dtype=DTYPES[array.dtype.name])
+    dtype = DTYPES[array.dtype.name]
+    return initialized(Gradient, values=array.ctypes.data, dtype=dtype, count=array.size)
 
 
 def sparse_gradient(indices, values):

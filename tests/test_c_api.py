@@ -77,7 +77,7 @@ def by_c(arrays, grads, rows, options):
     for table, bias in grads:
         first = c_api.gradient(table)
         if rows is not None:
-            first = c_api.sparse_gradient(rows, table)
+            first = c_api.sparse_gradient(rows, table[: rows.size])
         optimizer.step([first, c_api.gradient(bias)], RATES)
     return optimizer
 
@@ -191,11 +191,37 @@ def test_refused_steps(simple):
     assert refuse([good, good])[0] == INVALID
     assert refuse([good], [(-1.0, 0.0)])[0] == INVALID
     assert refuse([c_api.gradient(array)])[:2] == (OVERLAP, 0)
-    assert refuse([c_api.sparse_gradient(outside, grad)])[:2] == (BAD_INDEX, 0)
+    assert refuse([c_api.sparse_gradient(outside, grad[:1])])[:2] == (BAD_INDEX, 0)
     assert refuse([initialized(Gradient, values=grad.ctypes.data, dtype=9)])[:2] == (INVALID, 0)
     assert refuse([initialized(Gradient, values=grad.ctypes.data, dtype=-1)])[:2] == (INVALID, 0)
     assert refuse([initialized(Gradient, values=grad.ctypes.data, struct_size=0)])[0] == INVALID
     assert refuse([initialized(Gradient)])[:2] == (INVALID, 0)
+
+
+@pytest.mark.parametrize("off", [-6, -1, 1, 2**40, -8])
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_a_wrong_count(kind, in_parts, off):
+    array, values = np.arange(6, dtype=np.float32).reshape(3, 2), np.ones((3, 2), np.float32)
+    optimizer = c_api.Optimizer(initialized(Config), [c_api.parameter(array)])
+    grad = c_api.gradient(values)
+    wanted = "as many elements as its parameter"
+    if kind == "sparse":
+        grad = c_api.sparse_gradient(np.array([2, 0, 2]), values)
+        wanted = "a row of values for each index"
+    optimizer.step([grad], [(0.1, 0.0)])
+    grad.count += off
+
+    def call():
+        if in_parts:
+            optimizer.call("apply", 0, byref(grad), None)
+        optimizer.step([grad], [(0.1, 0.0)])
+
+    if in_parts:
+        optimizer.call("begin_step", c_api.array_of([Rates(0.1, 0.0)]), 1)
+    code, index, text = refused(optimizer, array, call)
+    assert (code, index) == (INVALID, 0)
+    assert wanted in text
 
 
 def test_null_pointers(simple):
@@ -355,16 +381,39 @@ class FormerConfig(ctypes.Structure):
 class FormerParameter(ctypes.Structure):
     """That of the first version, in which nothing was said of the axes."""
 
-    _fields_ = Parameter._fields_[: -len(("second_axis", "axes", "reserved"))]
+    _fields_ = Parameter._fields_[:8]
 
 
-STRUCTS = (FormerConfig, FormerParameter, Gradient, Rates, Status, c_api.Counters, c_api.ArrayCopy)
+class FormerGradient(ctypes.Structure):
+    """That of the first version, in which nothing was said of how many values there are."""
+
+    _fields_ = Gradient._fields_[: -len(("count", "is_absent", "reserved"))]
+
+
+STRUCTS = (
+    FormerConfig,
+    FormerParameter,
+    FormerGradient,
+    Rates,
+    Status,
+    c_api.Counters,
+    c_api.ArrayCopy,
+)
 
 
 def test_the_structs_of_the_first_version_stay():
     """Members are only ever added at the end: the library refuses shorter structs than these."""
     sizes = [ctypes.sizeof(struct) for struct in STRUCTS]
     assert sizes == [112, 48, 48, 16, 24, 48, 32]
+
+
+def test_without_a_count_a_gradient_has_those_of_its_parameter(simple):
+    optimizer, array, grad = simple
+    other = array.copy()
+    former = c_api.Optimizer(initialized(Config), [c_api.parameter(other)])
+    optimizer.step([c_api.gradient(grad)], [(0.1, 0.0)])
+    former.step([grown(FormerGradient, values=grad.ctypes.data)], [(0.1, 0.0)])
+    np.testing.assert_array_equal(array, other)
 
 
 @pytest.mark.parametrize("struct", [Config, Parameter])

@@ -5,13 +5,23 @@
 #include "adamas/system.hpp"
 #include "bindings/register.hpp"
 
+namespace {
+
+// Of what the environment says.
+void require(const adamas::Status& status, const char* variable) {
+  if (status.ok()) return;
+  throw pybind11::import_error("environment variable " + std::string(variable) + " is '" +
+                               std::getenv(variable) + "': " + status.message());
+}
+
+}  // namespace
+
 // No GIL is needed: what threads share here is constant, atomic or the core's, which has locks.
 PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   module.doc() = "The native core of adamas; use the package adamas instead.";
-  if (adamas::Status status = adamas::select_isa_from_environment(); !status.ok()) {
-    throw pybind11::import_error("environment variable ADAMAS_ISA is '" +
-                                 std::string(std::getenv("ADAMAS_ISA")) + "': " + status.message());
-  }
+  require(adamas::select_isa_from_environment(), "ADAMAS_ISA");
+  adamas::DefaultThreads threads;
+  require(adamas::default_threads(&threads), "ADAMAS_NUM_THREADS");
   adamas::bindings::register_system(module);
   adamas::bindings::register_dtypes(module);
   adamas::bindings::register_options(module);

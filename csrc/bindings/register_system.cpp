@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "adamas/system.hpp"
@@ -31,6 +32,11 @@ void register_system(py::module_& module) {
   module.def("isas_supported", [] { return isa_names(true); });
   module.def("isa_in_use", &isa_in_use);
   module.def("available_threads", &available_threads);
+  module.def("default_threads", [] {
+    DefaultThreads usual;
+    raise_if_error(default_threads(&usual));
+    return std::tuple(usual.threads, usual.cores, usual.processes, usual.variable);
+  });
   module.def("cuda_unavailable_reason", &cuda_unavailable_reason);
   module.def("cuda_devices", &cuda_devices);
   module.def(

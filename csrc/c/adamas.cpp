@@ -52,11 +52,13 @@ void set_defaults(adamas_config* config) {
 void set_defaults(adamas_parameter* parameter) {
   parameter->rows = 1;
   parameter->device = kCpu;
+  parameter->key = -1;
 }
 
 void set_defaults(adamas_gradient* gradient) {
   gradient->indices_are_int64 = 1;
   gradient->device = kCpu;
+  gradient->count = Gradient{}.count;
 }
 
 void set_defaults(adamas_queueing*) {}
@@ -90,8 +92,8 @@ constexpr bool ends_with(Member Struct::*, std::size_t offset) {
   return offset + sizeof(Member) == sizeof(Struct);
 }
 static_assert(ends_with(&adamas_config::reserved, offsetof(adamas_config, reserved)));
-static_assert(ends_with(&adamas_parameter::reserved, offsetof(adamas_parameter, reserved)));
-static_assert(ends_with(&adamas_gradient::device, offsetof(adamas_gradient, device)));
+static_assert(ends_with(&adamas_parameter::delta, offsetof(adamas_parameter, delta)));
+static_assert(ends_with(&adamas_gradient::reserved, offsetof(adamas_gradient, reserved)));
 static_assert(ends_with(&adamas_queueing::after_count, offsetof(adamas_queueing, after_count)));
 static_assert(ends_with(&adamas_counters::reserved, offsetof(adamas_counters, reserved)));
 
@@ -195,6 +197,16 @@ Status to_cpp(const char* given, std::int64_t index, ParameterSpec* spec) {
   spec->device = c.device;
   spec->axes = c.axes;
   spec->second_axis = c.second_axis;
+  spec->key = c.key;
+  const auto give = [&](StateKind kind, void* state) {
+    spec->states[static_cast<std::size_t>(kind)] = state;
+  };
+  give(StateKind::moment1, c.moment1);
+  give(StateKind::moment2, c.moment2);
+  give(StateKind::vhat, c.vhat);
+  give(StateKind::master, c.master);
+  give(StateKind::ema, c.ema);
+  spec->delta = c.delta;
   return {};
 }
 
@@ -206,6 +218,8 @@ Status to_cpp(const char* given, std::int64_t index, Gradient* grad, RowIndices*
   grad->values = c.values;
   grad->rows = c.is_sparse != 0 ? rows : nullptr;
   grad->device = c.device;
+  grad->count = c.count;
+  grad->is_absent = c.is_absent != 0;
   return {};
 }
 
@@ -246,17 +260,26 @@ Status to_cpp(const adamas_array_copy* given, std::size_t count, std::vector<Arr
 constexpr const char* kNoOptimizer = "the optimizer is null";
 
 Status create(const adamas_config* given, const adamas_parameter* parameters, std::size_t count,
+              const adamas_config* given_groups, std::size_t groups_count,
               adamas_optimizer** optimizer) {
-  if (optimizer == nullptr || (parameters == nullptr && count > 0)) return bad("a pointer is null");
+  if (optimizer == nullptr || (parameters == nullptr && count > 0) ||
+      (given_groups == nullptr && groups_count > 0)) {
+    return bad("a pointer is null");
+  }
   AdamConfig config;
   if (Status status = to_cpp(given, &config); !status.ok()) return status;
+  std::vector<AdamConfig> groups(groups_count);
+  for (std::size_t k = 0; k < groups_count; ++k) {
+    const auto* group = reinterpret_cast<const adamas_config*>(element(given_groups, k));
+    if (Status status = to_cpp(group, &groups[k]); !status.ok()) return status;
+  }
   std::vector<ParameterSpec> specs(count);
   for (std::size_t i = 0; i < count; ++i) {
     Status status = to_cpp(element(parameters, i), static_cast<std::int64_t>(i), &specs[i]);
     if (!status.ok()) return status;
   }
   auto made = std::make_unique<adamas_optimizer>();
-  Status status = Optimizer::create(config, specs, &made->native);
+  Status status = Optimizer::create(config, specs, &made->native, {}, groups);
   if (status.ok()) *optimizer = made.release();
   return status;
 }
@@ -368,7 +391,23 @@ void adamas_counters_init(adamas_counters* counters, size_t struct_size) {
 
 adamas_status adamas_create(const adamas_config* config, const adamas_parameter* parameters,
                             size_t count, adamas_optimizer** optimizer) {
-  return c::guarded([&] { return c::create(config, parameters, count, optimizer); });
+  return adamas_create_groups(config, parameters, count, nullptr, 0, optimizer);
+}
+
+adamas_status adamas_create_groups(const adamas_config* config, const adamas_parameter* parameters,
+                                   size_t count, const adamas_config* groups, size_t groups_count,
+                                   adamas_optimizer** optimizer) {
+  return c::guarded(
+      [&] { return c::create(config, parameters, count, groups, groups_count, optimizer); });
+}
+
+adamas_status adamas_set_group(adamas_optimizer* optimizer, size_t index,
+                               const adamas_config* given) {
+  return c::with_native(optimizer, [&](auto& native) -> adamas::Status {
+    adamas::AdamConfig group;
+    if (adamas::Status status = c::to_cpp(given, &group); !status.ok()) return status;
+    return native.set_group(index, group);
+  });
 }
 
 void adamas_destroy(adamas_optimizer* optimizer) { delete optimizer; }
@@ -395,6 +434,10 @@ adamas_status adamas_end_step(adamas_optimizer* optimizer) {
   return c::with_native(optimizer, [](auto& native) { return native.end_step(); });
 }
 
+adamas_status adamas_end_step_skipping(adamas_optimizer* optimizer) {
+  return c::with_native(optimizer, [](auto& native) { return native.end_step(true); });
+}
+
 adamas_status adamas_cancel_step(adamas_optimizer* optimizer) {
   return c::with_native(optimizer, [](auto& native) { return native.cancel_step(); });
 }
@@ -417,6 +460,15 @@ int64_t adamas_global_step(const adamas_optimizer* optimizer) {
 
 adamas_status adamas_set_global_step(adamas_optimizer* optimizer, int64_t step) {
   return c::with_native(optimizer, [&](auto& native) { return native.set_global_step(step); });
+}
+
+adamas_status adamas_steps(const adamas_optimizer* optimizer, int64_t* steps, size_t count) {
+  return c::with_native(optimizer,
+                        [&](const auto& native) { return native.steps({steps, count}); });
+}
+
+adamas_status adamas_set_steps(adamas_optimizer* optimizer, const int64_t* steps, size_t count) {
+  return c::with_native(optimizer, [&](auto& native) { return native.set_steps({steps, count}); });
 }
 
 double adamas_loss_scale(const adamas_optimizer* optimizer) {

@@ -79,6 +79,11 @@ Status check_format(const AdamConfig& config, Span<const ParameterSpec> paramete
   return {};
 }
 
+// Whether it has so many elements, as far as its caller has said.
+bool has_count(const Gradient& grad, std::size_t wanted) {
+  return grad.count == -1 || static_cast<std::size_t>(grad.count) == wanted;
+}
+
 // State that the caller has brought for a parameter.
 Status check_given(const Options& options, const Tensor& tensor) {
   constexpr bool kCanBeGiven[kStateKinds] = {true, true, true, true, false, false, false, true};
@@ -118,8 +123,11 @@ Status check_rows(const Options& options, const Storage& storage, const Tensor& 
     return bad("a sparse gradient must have fewer than 2^32 - 1 entries", index);
   }
   const auto count = static_cast<std::size_t>(rows.count);
-  const std::size_t values =
-      count * static_cast<std::size_t>(tensor.row_length) * item_size(grad.dtype);
+  const std::size_t wanted = count * static_cast<std::size_t>(tensor.row_length);
+  if (!has_count(grad, wanted)) {
+    return bad("a sparse gradient must have a row of values for each index", index);
+  }
+  const std::size_t values = wanted * item_size(grad.dtype);
   if ((count > 0 && rows.data == nullptr) || (values > 0 && grad.values == nullptr)) {
     return bad("a gradient is missing", index);
   }
@@ -252,7 +260,11 @@ Status check(const Options& options, const Storage& storage, const Tensor& tenso
     return bad("a gradient has a type that does not go with its parameter's", index);
   }
   if (grad.rows != nullptr) return check_rows(options, storage, tensor, grad);
-  const std::size_t nbytes = static_cast<std::size_t>(tensor.spec.count) * item_size(grad.dtype);
+  const auto wanted = static_cast<std::size_t>(tensor.spec.count);
+  if (!has_count(grad, wanted)) {
+    return bad("a gradient must have as many elements as its parameter", index);
+  }
+  const std::size_t nbytes = wanted * item_size(grad.dtype);
   if (nbytes == 0) return {};
   if (grad.values == nullptr) return bad("a gradient is missing", index);
   if (storage.overlaps(grad.values, nbytes)) {

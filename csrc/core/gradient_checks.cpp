@@ -21,7 +21,7 @@ Status GradientChecks::check(Selection& selection) noexcept {
     Status status = core::check(*options_, *storage_, tensor, grad);
     if (!status.ok()) return status;
     if (grad.rows == nullptr && tensor.spec.count > 0) {
-      accepted_[i] = {grad.values, grad.dtype, grad.device};
+      accepted_[i] = {grad.values, grad.dtype, grad.device, grad.count};
     }
   }
   return {};

@@ -23,10 +23,12 @@ class GradientChecks {
     const void* values = nullptr;
     DType dtype = DType::float32;
     std::int32_t device = kCpu;
+    std::int64_t count = -1;
 
     bool is(const Gradient& grad) const {
       return values != nullptr && grad.values == values && grad.dtype == dtype &&
-             grad.rows == nullptr && grad.device == device && !grad.is_absent;
+             grad.rows == nullptr && grad.device == device && grad.count == count &&
+             !grad.is_absent;
     }
   };
 

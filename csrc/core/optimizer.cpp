@@ -22,7 +22,11 @@ Status Optimizer::Impl::prepare(const AdamConfig& config, Span<const ParameterSp
   const core::FloatEnvironment pinned;
   options.all = rules::used_config(config);
   if (Status status = check(options.all); !status.ok()) return status;
-  if (options.all.num_threads == 0) options.all.num_threads = available_threads();
+  if (options.all.num_threads == 0) {
+    DefaultThreads usual;
+    if (Status status = default_threads(&usual); !status.ok()) return status;
+    options.all.num_threads = usual.threads;
+  }
   if (Status status = core::make_groups(groups, parameters, &options); !status.ok()) return status;
   if (Status status = check(options, parameters); !status.ok()) return status;
   const std::int32_t device = parameters.size == 0 ? kCpu : parameters[0].device;

@@ -58,6 +58,7 @@ void Stepper::prepare(const core::Options& options, const std::vector<Tensor>& t
   rates_ = &rates;
   plan_ = core::make_plan(tensors);
   threads_ = options.all.num_threads;
+  pools_.emplace(threads_);
   direct_ = std::vector<DirectTensor>(tensors.begin(), tensors.end());
   segment_sums_.resize(static_cast<std::size_t>(plan_.segment_sums));
   block_squares_.resize(plan_.blocks.size());

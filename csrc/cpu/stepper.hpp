@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "core/engine.hpp"
@@ -89,6 +90,7 @@ class Stepper {
   core::Plan plan_;
   std::vector<DirectTensor> direct_;  // by parameter
   int threads_ = 1;
+  std::optional<PoolShare> pools_;
   std::vector<double> segment_sums_;             // of the rows that are centralized
   std::vector<double> block_squares_;            // by block; of sparse parameters in the first
   std::vector<std::int64_t> single_blocks_;      // 0, 1, ...: chunks of one block each

@@ -9,12 +9,11 @@
 #include <exception>
 #include <new>
 #include <thread>
+#include <utility>
 
-#include "adamas/system.hpp"
 #include "core/float_environment.hpp"
 
-namespace adamas {
-namespace cpu {
+namespace adamas::cpu {
 namespace {
 
 constexpr auto kSpinTime = std::chrono::microseconds(50);  // wake-ups cost about as much
@@ -46,21 +45,26 @@ class BlockSignals {
 
 }  // namespace
 
-// Workers are never joined: they hold nothing, a pool lives as long as the process, and joining at
-// exit is what hangs interpreters.
 ThreadPool::ThreadPool(int threads) noexcept
-    : requested_threads_(threads),
-      threads_(threads),
-      lanes_(new (std::nothrow) Lane[static_cast<std::size_t>(threads)]) {
+    : threads_(threads), lanes_(new (std::nothrow) Lane[static_cast<std::size_t>(threads)]) {
   if (!lanes_) threads_ = 1;
   const BlockSignals block;
   for (int lane = 1; lane < threads_; ++lane) {
     try {
-      std::thread([this, lane] { work(lane); }).detach();
+      lanes_[static_cast<std::size_t>(lane)].worker = std::thread([this, lane] { work(lane); });
     } catch (const std::exception&) {  // no thread, or no memory for it
       threads_ = lane;
     }
   }
+}
+
+// Between jobs workers hold nothing and wait for nothing else: joining takes as long as they need
+// to wake, at the exit of an interpreter too.
+ThreadPool::~ThreadPool() {
+  ends_.store(true, std::memory_order_relaxed);
+  job_.store(job_.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
+  wake(threads_ - 1);
+  for (int lane = 1; lane < threads_; ++lane) lanes_[static_cast<std::size_t>(lane)].worker.join();
 }
 
 void ThreadPool::run(Task task, void* context, std::int64_t chunks) noexcept {
@@ -129,6 +133,7 @@ void ThreadPool::work(int lane) noexcept {
   std::uint32_t job = 0;
   for (;;) {
     job = wait_for_job(job);
+    if (ends_.load(std::memory_order_relaxed)) return;
     const core::FloatEnvironment pinned;
     drain(lane, job);
   }
@@ -151,27 +156,111 @@ std::uint32_t ThreadPool::wait_for_job(std::uint32_t last) noexcept {
   return job_.load(std::memory_order_acquire);
 }
 
-namespace {
-
-// The pools that no step uses at the moment, as a list through next_idle_.
-struct IdlePools {
-  std::mutex mutex;
-  ThreadPool* first = nullptr;
+// The pools of so many threads.  Stays for ever: there are few sizes.
+struct PoolSize {
+  int threads;
+  PoolSize* next;
+  int shares = 0;
+  bool kept = false;           // whether one of them is that of keep()
+  ThreadPool* idle = nullptr;  // those that no step uses at the moment, a list through next_idle_
 };
 
-// Made anew, not repaired, in the child of a fork: its copy of the mutex may be locked, and the
-// threads of its pools do not exist.
+class IdlePools {
+ public:
+  // Null: there is no memory.
+  PoolSize* add_share(int threads) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    PoolSize* size = find(threads);
+    if (size != nullptr) ++size->shares;
+    return size;
+  }
+
+  void drop_share(PoolSize* size) noexcept {
+    for (ThreadPool* pool = unneeded(size); pool != nullptr;) {
+      delete std::exchange(pool, pool->next_idle_);
+    }
+  }
+
+  void keep(int threads) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    PoolSize* size = find(threads);
+    if (size == nullptr || std::exchange(size->kept, true)) return;
+    ++size->shares;
+  }
+
+  ThreadPool* take(int threads) noexcept {
+    std::unique_lock<std::mutex> lock(mutex_);
+    PoolSize* size = find(threads);
+    if (size == nullptr) return nullptr;
+    if (ThreadPool* pool = size->idle; pool != nullptr) {
+      size->idle = pool->next_idle_;
+      return pool;
+    }
+    lock.unlock();
+    auto* pool = new (std::nothrow) ThreadPool(threads);
+    if (pool == nullptr) return nullptr;
+    pool->size_ = size;
+    pool->made_in_ = forks_;
+    return pool;
+  }
+
+  void give_back(ThreadPool* pool) noexcept {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      // The child of a fork inside a lease has a pool without threads, which can't even end.
+      if (pool->made_in_ != forks_) return;
+      if (pool->size_->shares > 0) {
+        pool->next_idle_ = std::exchange(pool->size_->idle, pool);
+        return;
+      }
+    }
+    delete pool;
+  }
+
+  // The copy of the mutex may be locked, and the threads of the pools do not exist.  Sizes and
+  // their shares are whole, since another thread changes one number or pointer at a time.
+  void restart_in_child() noexcept {
+    new (&mutex_) std::mutex;
+    ++forks_;
+    for (PoolSize* size = first_.load(std::memory_order_relaxed); size != nullptr;
+         size = size->next) {
+      size->idle = nullptr;
+    }
+  }
+
+ private:
+  PoolSize* find(int threads) noexcept {
+    for (PoolSize* size = first_.load(std::memory_order_relaxed); size != nullptr;
+         size = size->next) {
+      if (size->threads == threads) return size;
+    }
+    auto* made = new (std::nothrow) PoolSize{threads, first_.load(std::memory_order_relaxed)};
+    if (made != nullptr) first_.store(made, std::memory_order_release);
+    return made;
+  }
+
+  // The idle pools, if that was the last share.
+  ThreadPool* unneeded(PoolSize* size) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return --size->shares == 0 ? std::exchange(size->idle, nullptr) : nullptr;
+  }
+
+  std::mutex mutex_;
+  std::atomic<PoolSize*> first_{nullptr};  // of the sizes
+  std::uint32_t forks_ = 0;                // between the first process and this one
+};
+
+namespace {
+
+// Never destroyed: optimizers may outlive all objects of a program.
 alignas(IdlePools) unsigned char idle_storage[sizeof(IdlePools)];
 
 IdlePools& idle_pools() noexcept {
-  static const bool made = [] {
-    const auto make = [] { new (idle_storage) IdlePools; };
-    make();
-    pthread_atfork(nullptr, nullptr, make);
-    return true;
+  static IdlePools& pools = []() -> IdlePools& {
+    pthread_atfork(nullptr, nullptr, [] { idle_pools().restart_in_child(); });
+    return *new (idle_storage) IdlePools;
   }();
-  static_cast<void>(made);
-  return *std::launder(reinterpret_cast<IdlePools*>(idle_storage));
+  return pools;
 }
 
 // When the library is loaded, and not inside a call, which core/fork.cpp says why.
@@ -179,32 +268,22 @@ IdlePools& idle_pools() noexcept {
 
 }  // namespace
 
-ThreadPool* PoolLease::acquire(int threads) noexcept {
-  if (threads < 2) return nullptr;
-  IdlePools& idle = idle_pools();
-  {
-    const std::lock_guard<std::mutex> lock(idle.mutex);
-    for (ThreadPool** link = &idle.first; *link != nullptr; link = &(*link)->next_idle_) {
-      ThreadPool* pool = *link;
-      if (pool->requested_threads() != threads) continue;
-      *link = pool->next_idle_;
-      return pool;
-    }
-  }
-  return new (std::nothrow) ThreadPool(threads);
+PoolShare::PoolShare(int threads) noexcept
+    : size_(threads < 2 ? nullptr : idle_pools().add_share(threads)) {}
+
+PoolShare::~PoolShare() {
+  if (size_ != nullptr) idle_pools().drop_share(size_);
 }
 
-void PoolLease::release(ThreadPool* pool) noexcept {
-  IdlePools& idle = idle_pools();
-  const std::lock_guard<std::mutex> lock(idle.mutex);
-  pool->next_idle_ = idle.first;
-  idle.first = pool;
+void PoolShare::keep(int threads) noexcept {
+  if (threads >= 2) idle_pools().keep(threads);
 }
 
-PoolLease::PoolLease(int threads) noexcept : pool_(acquire(threads)) {}
+PoolLease::PoolLease(int threads) noexcept
+    : pool_(threads < 2 ? nullptr : idle_pools().take(threads)) {}
 
 PoolLease::~PoolLease() {
-  if (pool_ != nullptr) release(pool_);
+  if (pool_ != nullptr) idle_pools().give_back(pool_);
 }
 
 void PoolLease::run(ThreadPool::Task task, void* context, std::int64_t chunks) noexcept {
@@ -215,14 +294,4 @@ void PoolLease::run(ThreadPool::Task task, void* context, std::int64_t chunks) n
   }
 }
 
-}  // namespace cpu
-
-int available_threads() noexcept {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
-#endif
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
-}  // namespace adamas
+}  // namespace adamas::cpu

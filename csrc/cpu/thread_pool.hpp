@@ -11,10 +11,13 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <thread>
 
 #include "adamas/api.h"
 
 namespace adamas::cpu {
+
+struct PoolSize;  // all pools of so many threads
 
 class ThreadPool {
  public:
@@ -22,6 +25,7 @@ class ThreadPool {
 
   // `threads` includes the caller.  If the system grants fewer, the pool works with these.
   explicit ThreadPool(int threads) noexcept;
+  ~ThreadPool();  // waits until its threads are gone
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
@@ -29,17 +33,15 @@ class ThreadPool {
   // when all are done.  One caller at a time (PoolLease sees to it).
   void run(Task task, void* context, std::int64_t chunks) noexcept;
 
-  // What the constructor was asked for.
-  int requested_threads() const noexcept { return requested_threads_; }
-
  private:
-  friend class PoolLease;
+  friend class IdlePools;
 
   // The share of one thread: the next chunk, tagged with the job so that a late worker can't take
   // chunks of the next job, and the end of the share.
   struct alignas(64) Lane {
     std::atomic<std::uint64_t> cursor{0};  // job << 32 | next chunk
     std::atomic<std::uint32_t> end{0};
+    std::thread worker;  // none for lane 0, the caller's
   };
 
   void work(int lane) noexcept;
@@ -47,23 +49,42 @@ class ThreadPool {
   void wake(int helpers) noexcept;
   std::uint32_t wait_for_job(std::uint32_t last) noexcept;
 
-  int requested_threads_;
   int threads_;
+  PoolSize* size_ = nullptr;  // of IdlePools, and the following too
   ThreadPool* next_idle_ = nullptr;
+  std::uint32_t made_in_ = 0;
   std::unique_ptr<Lane[]> lanes_;
   Task task_ = nullptr;
   void* context_ = nullptr;
   alignas(64) std::atomic<std::uint32_t> job_{0};
   std::atomic<int> lanes_in_use_{1};
   std::atomic<int> sleepers_{0};
+  std::atomic<bool> ends_{false};
   alignas(64) std::atomic<std::int64_t> unfinished_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
 };
 
-// The exclusive use of a pool during one step.  Pools are kept for the next step of whatever
-// optimizer; two steps at the same time use two pools and never wait for each other.  Works in the
-// child after fork(), which starts with no pools.
+// Lets pools of so many threads live between leases: the last share to go ends the idle ones.  An
+// optimizer holds one as long as it lives.
+class PoolShare {
+ public:
+  explicit PoolShare(int threads) noexcept;
+  ~PoolShare();
+  PoolShare(const PoolShare&) = delete;
+  PoolShare& operator=(const PoolShare&) = delete;
+
+  // Takes a share that is never given back, once for each number of threads: for steps that no
+  // optimizer makes, whose pools would end with every lease.
+  static void keep(int threads) noexcept;
+
+ private:
+  PoolSize* size_;
+};
+
+// The exclusive use of a pool during one step.  Two at the same time use two pools and never wait
+// for each other.  A pool goes to the next lease of whatever optimizer, or ends with this one if
+// nobody has a share.  Works in the child after fork(), which starts with no pools.
 //
 // Visible, though not in the installed headers, since adamas._core views gradients on it.
 class ADAMAS_API PoolLease {
@@ -77,9 +98,6 @@ class ADAMAS_API PoolLease {
   void run(ThreadPool::Task task, void* context, std::int64_t chunks) noexcept;
 
  private:
-  static ThreadPool* acquire(int threads) noexcept;
-  static void release(ThreadPool* pool) noexcept;
-
   ThreadPool* pool_;
 };
 

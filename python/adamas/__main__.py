@@ -30,6 +30,15 @@ def _cuda() -> str:
     return f"{_core.cuda_devices()} devices" if reason is None else f"no ({reason})"
 
 
+def _threads() -> str:
+    threads, cores, processes, variable = _core.default_threads()
+    if processes > 1:
+        return f"{threads} ({cores} cores for {processes} processes, says {variable})"
+    if variable is not None:
+        return f"{threads} ({variable} is set)"
+    return f"{threads} (the cores that this process may use)"
+
+
 def report() -> list[tuple[str, str]]:
     """Return the lines of the report as pairs of a label and a text."""
     chosen = _core.isa_in_use()
@@ -37,7 +46,6 @@ def report() -> list[tuple[str, str]]:
         why = f"ADAMAS_ISA={chosen} is set"
     else:
         why = "the best that this machine supports"
-    cores = _core.available_threads()
     return [
         ("adamas", _core.__version__),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -46,7 +54,7 @@ def report() -> list[tuple[str, str]]:
         ("ISAs built", ", ".join(_core.isas_built())),
         ("ISAs supported", ", ".join(_core.isas_supported())),
         ("ISA in use", f"{chosen} ({why})"),
-        ("threads", f"{cores} (the cores that this process may use)"),
+        ("threads", _threads()),
         ("CUDA", _cuda()),
     ]
 

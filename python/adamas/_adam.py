@@ -132,8 +132,9 @@ class Adam(Optimizer):
     comm : communicator, optional, keyword only
         An mpi4py communicator, or anything with ``Get_size()``, of one process.
     num_threads : int, optional, keyword only
-        How many threads a large step uses; all cores of the process by default. The result has the
-        same bits for any number.
+        How many threads a large step uses. By default ``ADAMAS_NUM_THREADS`` of the environment, or
+        all cores of the process, divided by the processes of the machine if a launcher tells their
+        number. The result has the same bits for any number.
     capturable : bool, default False, keyword only
         For parameters on a CUDA device: whether a step can be captured in a CUDA graph. The number
         of the step, learning rates and weight decays are then kept on the device, and each replay

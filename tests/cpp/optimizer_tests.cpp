@@ -32,7 +32,7 @@ ParameterSpec spec_of(std::vector<T>& data, std::int64_t rows = 1) {
 
 template <class T>
 Gradient gradient_of(const std::vector<T>& values, const RowIndices* rows = nullptr) {
-  return {values.data(), rows, kType<T>};
+  return {values.data(), rows, kType<T>, kCpu, static_cast<std::int64_t>(values.size())};
 }
 
 RowIndices rows_of(const std::vector<std::int64_t>& indices) {
@@ -371,7 +371,7 @@ void refused_steps_change_nothing() {
   check_step_refused(pair, {grads[0], {}}, good, StatusCode::invalid_argument, 1);
   check_step_refused(pair, {{pair.bias_grad.data(), nullptr, DType::float64}, grads[1]}, good,
                      StatusCode::invalid_argument, 0);
-  check_step_refused(pair, {gradient_of(pair.table), grads[1]}, good, StatusCode::overlap, 0);
+  check_step_refused(pair, {{pair.table.data()}, grads[1]}, good, StatusCode::overlap, 0);
   check_step_refused(pair, {{pair.optimizer->state(StateKind::moment2, 1)}, grads[1]}, good,
                      StatusCode::overlap, 0);
   for (const std::int64_t wrong : {-1L, 4L, INT64_MIN, INT64_MAX}) {
@@ -382,6 +382,30 @@ void refused_steps_change_nothing() {
     }
   }
   CHECK(step(*pair.optimizer, grads).ok());
+}
+
+// Also of memory that has been accepted: here each gradient was, with the right count and without.
+void wrong_counts_are_refused() {
+  Pair pair;
+  const Rates rates{0.125, 0.25};
+  std::vector<Gradient> grads = pair.grads();
+  for (std::size_t i = 0; i < grads.size(); ++i) {
+    const std::int64_t right = grads[i].count;
+    for (const std::int64_t said : {std::int64_t{-1}, right}) {
+      grads[i].count = said;
+      CHECK(step(*pair.optimizer, grads, rates).ok());
+    }
+    for (const std::int64_t wrong :
+         {right - 1, right + 1, std::int64_t{0}, std::int64_t{-2}, INT64_MIN, INT64_MAX}) {
+      grads[i].count = wrong;
+      check_step_refused(pair, grads, rates, StatusCode::invalid_argument,
+                         static_cast<std::int64_t>(i));
+      CHECK(pair.optimizer->begin_step({&rates, 1}).ok());
+      CHECK(pair.optimizer->apply(i, grads[i]).index() == static_cast<std::int64_t>(i));
+      CHECK(pair.optimizer->cancel_step().ok());
+    }
+    grads[i].count = right;
+  }
 }
 
 void refused_parts() {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "check.hpp"
@@ -16,6 +17,7 @@
 #include "core/memory.hpp"
 #include "core/plan.hpp"
 #include "core_tests.hpp"
+#include "cpu/default_threads.hpp"
 #include "cpu/kernels/isa.hpp"
 #include "cpu/rows/duplicate_sums.hpp"
 #include "cpu/rows/row_merge.hpp"
@@ -286,9 +288,36 @@ void check_segments(const core::Plan& plan, const std::vector<ParameterSpec>& sp
   CHECK(static_cast<std::int64_t>(plan.segment_chunks.size()) == chunks);
 }
 
+using Variables = std::map<std::string, std::string>;
+
+// What choose_threads() makes of the variables on 12 cores.
+Status choose(const Variables& variables, bool is_bound, DefaultThreads* result) {
+  static const Variables* current;
+  current = &variables;
+  const cpu::Surroundings surroundings{[](const char* name) -> const char* {
+                                         const auto found = current->find(name);
+                                         return found == current->end() ? nullptr
+                                                                        : found->second.c_str();
+                                       },
+                                       12, is_bound ? [] { return true; } : [] { return false; }};
+  return cpu::choose_threads(surroundings, result);
+}
+
+void check_chosen(const Variables& variables, int threads, int processes, const char* variable,
+                  bool is_bound = false) {
+  DefaultThreads chosen;
+  CHECK(choose(variables, is_bound, &chosen).ok());
+  CHECK(chosen.threads == threads);
+  CHECK(chosen.cores == 12);
+  CHECK(chosen.processes == processes);
+  CHECK((chosen.variable == nullptr) == (variable == nullptr));
+  CHECK(variable == nullptr || std::strcmp(chosen.variable, variable) == 0);
+}
+
 }  // namespace
 
 void row_merge_equals_a_map() {
+  const cpu::PoolShare share(3);
   std::mt19937_64 random(7);
   RowMerge merge;  // one for all: what an earlier gradient left must not matter
   const std::int64_t rounds = std::max<std::int64_t>(50, operations() / 5);
@@ -426,6 +455,47 @@ void powers_from_squares_have_the_same_bits() {
       check(power);
       check(random_in(1, power, random));
     }
+  }
+}
+
+void launchers_share_the_cores() {
+  check_chosen({}, 12, 1, nullptr);
+  for (const char* name : {"LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
+                           "SLURM_NTASKS_PER_NODE"}) {
+    check_chosen({{name, "4"}}, 3, 4, name);
+    check_chosen({{name, "5"}}, 2, 5, name);
+    check_chosen({{name, "12"}}, 1, 12, name);
+    check_chosen({{name, "100"}}, 1, 100, name);
+    check_chosen({{name, "4(x2)"}}, 3, 4, name);
+    check_chosen({{name, "4(x2),3"}}, 3, 4, name);
+    check_chosen({{name, "4,3"}}, 3, 4, name);
+    check_chosen({{name, "4"}}, 12, 1, nullptr, true);
+    check_chosen({{name, "1"}}, 12, 1, nullptr);
+    for (const char* wrong : {"", "0", "-4", "four", "4x", " 4", "4.5", "99999999999"}) {
+      check_chosen({{name, wrong}}, 12, 1, nullptr);
+    }
+  }
+  check_chosen({{"SLURM_NTASKS_PER_NODE", "1"}, {"LOCAL_WORLD_SIZE", "4"}}, 3, 4,
+               "LOCAL_WORLD_SIZE");
+  check_chosen({{"SLURM_NTASKS_PER_NODE", "2"}, {"LOCAL_WORLD_SIZE", "?"}}, 6, 2,
+               "SLURM_NTASKS_PER_NODE");
+}
+
+void one_variable_decides_the_threads() {
+  const char* const name = "ADAMAS_NUM_THREADS";
+  for (const bool is_bound : {false, true}) {
+    for (const int threads : {1, 5, 12, 100, 4096}) {
+      check_chosen({{name, std::to_string(threads)}}, threads, 1, name, is_bound);
+    }
+    check_chosen({{name, "5"}, {"LOCAL_WORLD_SIZE", "4"}}, 5, 1, name, is_bound);
+    check_chosen({{name, ""}}, 12, 1, nullptr, is_bound);
+  }
+  check_chosen({{name, ""}, {"LOCAL_WORLD_SIZE", "4"}}, 3, 4, "LOCAL_WORLD_SIZE");
+  for (const char* wrong : {"0", "-1", "4097", "two", "2x", " 2", "2(x2)", "99999999999", "1.5"}) {
+    DefaultThreads chosen;
+    const Status status = choose({{name, wrong}, {"LOCAL_WORLD_SIZE", "4"}}, false, &chosen);
+    CHECK(status.code() == StatusCode::invalid_argument);
+    CHECK(status.message().find(name) != std::string::npos);
   }
 }
 

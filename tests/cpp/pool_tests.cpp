@@ -1,10 +1,17 @@
-// Tests of the thread pool: each chunk of each job runs exactly once, before run() returns.
+// Tests of the thread pool: each chunk of each job runs exactly once, before run() returns; and of
+// how long pools live.
 //
 // Jobs follow each other at once and have different numbers of chunks, so that workers which are
 // late for one job meet the next: such a worker once took a chunk twice.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <array>
+#include <chrono>
 #include <cstddef>
-#include <memory>
+#include <filesystem>
+#include <iterator>
+#include <optional>
 #include <random>
 #include <thread>
 #include <vector>
@@ -51,11 +58,51 @@ void check_jobs(Pool& pool, std::int64_t jobs, std::uint64_t seed) {
   }
 }
 
-// Workers are never joined, so the pools stay.
-cpu::ThreadPool& lasting_pool(int threads) {
-  static std::vector<std::unique_ptr<cpu::ThreadPool>>& pools =
-      *new std::vector<std::unique_ptr<cpu::ThreadPool>>;
-  return *pools.emplace_back(std::make_unique<cpu::ThreadPool>(threads));
+// Those of this process, whoever made them.
+int threads_now() {
+  const std::filesystem::directory_iterator tasks("/proc/self/task");
+  return static_cast<int>(std::distance(begin(tasks), end(tasks)));
+}
+
+// A thread that was joined is listed for a moment longer, and a sanitizer may start one of its own
+// with the first.
+int threads_at_rest() {
+  std::thread([] {}).join();
+  int last = threads_now();
+  for (int same = 0; same < 20;) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    const int now = threads_now();
+    same = now == last ? same + 1 : 0;
+    last = now;
+  }
+  return last;
+}
+
+bool threads_become(int wanted) {
+  for (int tries = 0; tries < 5000 && threads_now() != wanted; ++tries) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return threads_now() == wanted;
+}
+
+void lease_and_run(int threads) {
+  cpu::PoolLease pool(threads);
+  check_jobs(pool, kBurst, static_cast<std::uint64_t>(threads));
+}
+
+// Runs in a child process, which must end well and soon.
+template <class Function>
+void in_child(Function function) {
+  std::fflush(nullptr);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    function();
+    std::_Exit(0);
+  }
+  int status = -1;
+  CHECK(waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
 }
 
 std::int64_t jobs_in_all() { return 50 * operations(); }  // usually 100,000
@@ -64,11 +111,14 @@ std::int64_t jobs_in_all() { return 50 * operations(); }  // usually 100,000
 
 void pool_runs_each_chunk_once() {
   for (int threads = 1; threads <= 4; ++threads) {
-    check_jobs(lasting_pool(threads), jobs_in_all() / 4, static_cast<std::uint64_t>(threads));
+    cpu::ThreadPool pool(threads);
+    check_jobs(pool, jobs_in_all() / 4, static_cast<std::uint64_t>(threads));
   }
 }
 
+// With pools that stay, and with new ones for every lease.
 void leases_run_side_by_side() {
+  const cpu::PoolShare share(2);
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 4; ++caller) {
     callers.emplace_back([caller] {
@@ -80,6 +130,123 @@ void leases_run_side_by_side() {
     });
   }
   for (std::thread& caller : callers) caller.join();
+}
+
+void pools_end_with_the_last_share() {
+  const int before = threads_at_rest();
+  std::optional<cpu::PoolShare> first(3), second(3), other(2);
+  CHECK(threads_now() == before);
+  for (int again = 0; again < 3; ++again) {
+    lease_and_run(3);
+    lease_and_run(2);
+    CHECK(threads_now() == before + 2 + 1);
+  }
+  first.reset();
+  lease_and_run(3);
+  CHECK(threads_now() == before + 2 + 1);
+  second.reset();
+  CHECK(threads_become(before + 1));
+  lease_and_run(2);
+  CHECK(threads_now() == before + 1);
+  other.reset();
+  CHECK(threads_become(before));
+}
+
+void all_idle_pools_end() {
+  const int before = threads_at_rest();
+  std::optional<cpu::PoolShare> share(4);
+  {
+    const cpu::PoolLease one(4), two(4), three(4);
+    CHECK(threads_now() == before + 3 * 3);
+  }
+  CHECK(threads_now() == before + 3 * 3);
+  share.reset();
+  CHECK(threads_become(before));
+}
+
+void a_lease_without_a_share_ends_its_pool() {
+  const int before = threads_at_rest();
+  for (int threads = 1; threads <= 4; ++threads) {
+    {
+      cpu::PoolLease pool(threads);
+      CHECK(threads_now() == before + threads - 1);
+      check_jobs(pool, kBurst, 1);
+    }
+    CHECK(threads_become(before));
+  }
+}
+
+void a_lease_outlives_the_last_share() {
+  const int before = threads_at_rest();
+  std::optional<cpu::PoolShare> share(3);
+  {
+    cpu::PoolLease pool(3);
+    check_jobs(pool, kBurst, 1);
+    share.reset();
+    CHECK(threads_now() == before + 2);
+    check_jobs(pool, kBurst, 2);
+  }
+  CHECK(threads_become(before));
+}
+
+void kept_pools_stay() {
+  const int before = threads_at_rest();
+  for (int again = 0; again < 2; ++again) {
+    cpu::PoolShare::keep(5);
+    cpu::PoolShare::keep(1);
+    {
+      const cpu::PoolShare share(5);
+    }
+    lease_and_run(5);
+    CHECK(threads_now() == before + 4);
+  }
+}
+
+void pools_come_and_go_beside_leases() {
+  const int before = threads_at_rest();
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([caller] {
+      for (std::int64_t k = 0; k < operations() / 8; ++k) {
+        const int threads = 1 + (caller + static_cast<int>(k)) % 3;
+        const cpu::PoolShare share(threads);
+        for (int steps = 0; steps < 3; ++steps) lease_and_run(threads);
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  CHECK(threads_become(before));
+}
+
+// A child has the shares of its parent, and no threads.  ThreadSanitizer lets none start there, so
+// its preset leaves this out.
+void a_forked_child_has_pools_of_its_own() {
+  const int before = threads_at_rest();
+  std::optional<cpu::PoolShare> share(3);
+  lease_and_run(3);
+  in_child([&] {
+    const int alone = threads_at_rest();
+    lease_and_run(3);
+    lease_and_run(3);
+    CHECK(threads_now() == alone + 2);
+    share.reset();
+    CHECK(threads_become(alone));
+  });
+  {
+    std::optional<cpu::PoolLease> pool(3);
+    in_child([&] {
+      const int alone = threads_at_rest();
+      pool.reset();
+      lease_and_run(3);
+      CHECK(threads_now() == alone + 2);
+      share.reset();
+      CHECK(threads_become(alone));
+    });
+    check_jobs(*pool, kBurst, 1);
+  }
+  CHECK(threads_now() == before + 2);
+  share.reset();
+  CHECK(threads_become(before));
 }
 
 }  // namespace adamas::tests

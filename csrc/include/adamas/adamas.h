@@ -30,6 +30,7 @@
  *     adamas_gradient gradient;
  *     adamas_gradient_init(&gradient, sizeof gradient);
  *     gradient.values = grad;
+ *     gradient.count = 4;
  *
  *     adamas_optimizer* optimizer = NULL;
  *     adamas_status status = adamas_create(&config, &parameter, 1, &optimizer);
@@ -119,7 +120,7 @@ typedef struct adamas_config {
   int32_t numerics;
   int32_t row_policy;
   int32_t state_format;
-  int32_t num_threads; /* 0: one for each core */
+  int32_t num_threads; /* 0: adamas_available_threads() */
   int32_t use_nesterov;
   int32_t use_amsgrad;
   int32_t decoupled_weight_decay;
@@ -152,6 +153,13 @@ typedef struct adamas_parameter {
   int64_t second_axis; /* its length, if there are two */
   int32_t axes;        /* 0: not said, and `centralize` is done whatever the shape */
   int32_t reserved;    /* 0 */
+  int64_t key;         /* of stochastic rounding; -1: the position */
+  void* moment1;       /* state of the caller's, used in place; null: it is reserved, zeroed */
+  void* moment2;
+  void* vhat;
+  void* master;
+  void* ema;
+  void* delta; /* writes_delta: where the change of the parameter is written */
 } adamas_parameter;
 
 /* Gradient */
@@ -164,6 +172,9 @@ typedef struct adamas_gradient {
   int32_t indices_are_int64;
   int32_t dtype;
   int32_t device;
+  int64_t count;     /* of the elements at `values`, which is checked; -1: not said */
+  int32_t is_absent; /* there is none: the parameter is left alone and counts no step */
+  int32_t reserved;  /* 0 */
 } adamas_gradient;
 
 /* Rates */
@@ -215,6 +226,18 @@ ADAMAS_API adamas_status adamas_create(const adamas_config* config,
                                        const adamas_parameter* parameters, size_t count,
                                        adamas_optimizer** optimizer);
 
+/* The same with options for groups: groups[k] are those of the parameters whose `rates` is k, which
+ * may differ from `config` in betas, eps, use_nesterov, use_amsgrad, decoupled_weight_decay,
+ * maximize, max_grad_norm (that of the group; 0: none), clip_per_array and clip_after_decay. */
+ADAMAS_API adamas_status adamas_create_groups(const adamas_config* config,
+                                              const adamas_parameter* parameters, size_t count,
+                                              const adamas_config* groups, size_t groups_count,
+                                              adamas_optimizer** optimizer);
+
+/* Sets the options of a group for the steps to come; use_amsgrad must stay. */
+ADAMAS_API adamas_status adamas_set_group(adamas_optimizer* optimizer, size_t index,
+                                          const adamas_config* group);
+
 /* Frees an optimizer; null is allowed. */
 ADAMAS_API void adamas_destroy(adamas_optimizer* optimizer);
 
@@ -229,6 +252,8 @@ ADAMAS_API adamas_status adamas_begin_step(adamas_optimizer* optimizer, const ad
 ADAMAS_API adamas_status adamas_apply(adamas_optimizer* optimizer, size_t index,
                                       const adamas_gradient* grad, const adamas_queueing* queueing);
 ADAMAS_API adamas_status adamas_end_step(adamas_optimizer* optimizer);
+/* What was not applied is left alone, and counts no step. */
+ADAMAS_API adamas_status adamas_end_step_skipping(adamas_optimizer* optimizer);
 ADAMAS_API adamas_status adamas_cancel_step(adamas_optimizer* optimizer);
 
 /* What became of the last step, and how many were skipped in all. */
@@ -238,6 +263,11 @@ ADAMAS_API double adamas_last_grad_norm(const adamas_optimizer* optimizer);
 
 ADAMAS_API int64_t adamas_global_step(const adamas_optimizer* optimizer);
 ADAMAS_API adamas_status adamas_set_global_step(adamas_optimizer* optimizer, int64_t step);
+/* The steps that each parameter has made; `count` is that of the parameters. */
+ADAMAS_API adamas_status adamas_steps(const adamas_optimizer* optimizer, int64_t* steps,
+                                      size_t count);
+ADAMAS_API adamas_status adamas_set_steps(adamas_optimizer* optimizer, const int64_t* steps,
+                                          size_t count);
 ADAMAS_API double adamas_loss_scale(const adamas_optimizer* optimizer);
 ADAMAS_API adamas_status adamas_set_loss_scale(adamas_optimizer* optimizer, double loss_scale);
 
@@ -276,6 +306,7 @@ ADAMAS_API adamas_status adamas_set_rates(adamas_optimizer* optimizer, const ada
 ADAMAS_API const char* adamas_version(void);
 ADAMAS_API const char* adamas_isa_in_use(void);
 ADAMAS_API adamas_status adamas_select_isa(const char* name);
+/* How many threads an optimizer uses that is not told: system.hpp, default_threads(). */
 ADAMAS_API int32_t adamas_available_threads(void);
 ADAMAS_API int32_t adamas_cuda_devices(void);
 ADAMAS_API const char* adamas_cuda_unavailable_reason(void); /* null: a device can be used */

@@ -38,7 +38,22 @@ ADAMAS_API std::int32_t device_of(const void* data) noexcept;
 // libadamas_cuda.so beside libadamas.so (or beside the program that a static library is part of).
 ADAMAS_API Status load_cuda_library(const char* path) noexcept;
 
-// The number of cores that this process may run on.
+// How many threads an optimizer uses whose `num_threads` is 0, and what has decided it.
+struct DefaultThreads {
+  int threads = 1;
+  int cores = 1;                   // that this process may run on
+  int processes = 1;               // that share them
+  const char* variable = nullptr;  // of the environment, if one has decided
+};
+
+// The environment variable ADAMAS_NUM_THREADS decides; one that is no number from 1 to 4096 is an
+// error, here and in Optimizer::create.  Without it there is a thread for each core; or for each of
+// this process's part of the cores if a launcher says how many processes it has started on this
+// machine (LOCAL_WORLD_SIZE, OMPI_COMM_WORLD_LOCAL_SIZE, MPI_LOCALNRANKS, SLURM_NTASKS_PER_NODE)
+// and has not bound each to cores of its own.
+ADAMAS_API Status default_threads(DefaultThreads* result) noexcept;
+
+// The same number; that of the cores if ADAMAS_NUM_THREADS is wrong.
 ADAMAS_API int available_threads() noexcept;
 
 // The compiler that built the library, and its version.

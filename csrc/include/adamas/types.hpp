@@ -101,7 +101,7 @@ struct AdamConfig {
   bool use_locking = false;     // exclude optimizers that share memory and lock too
   bool skip_nonfinite = false;  // a NaN or infinity in a gradient cancels the step
   double max_grad_norm = 0.0;   // > 0: clip the norm over all gradients to it, or the group's
-  int num_threads = 0;          // 0: one for each core of the process
+  int num_threads = 0;          // 0: what default_threads() says
   bool capturable = false;      // on a device: steps can be captured in a CUDA graph
   bool use_offload = false;     // on a device: the state and the update are on the host
   bool maximize = false;        // go along the gradient, not against it
@@ -195,6 +195,7 @@ struct Gradient {
   const RowIndices* rows = nullptr;  // null: dense
   DType dtype = DType::float32;
   std::int32_t device = kCpu;  // that of the parameter
+  std::int64_t count = -1;     // of the elements at `values`, which is checked; -1: not said
   bool is_absent = false;      // there is none: the parameter is left alone and counts no step
 };
 
