@@ -12,6 +12,7 @@
 
 #include "adamas/optimizer.hpp"
 #include "adamas/system.hpp"
+#include "adamas/update.hpp"
 #include "core/internals.hpp"
 
 struct adamas_optimizer {
@@ -259,47 +260,97 @@ Status to_cpp(const adamas_array_copy* given, std::size_t count, std::vector<Arr
 
 constexpr const char* kNoOptimizer = "the optimizer is null";
 
-Status create(const adamas_config* given, const adamas_parameter* parameters, std::size_t count,
-              const adamas_config* given_groups, std::size_t groups_count,
-              adamas_optimizer** optimizer) {
-  if (optimizer == nullptr || (parameters == nullptr && count > 0) ||
-      (given_groups == nullptr && groups_count > 0)) {
-    return bad("a pointer is null");
-  }
+// The arguments of create() and update().
+struct Specs {
   AdamConfig config;
-  if (Status status = to_cpp(given, &config); !status.ok()) return status;
-  std::vector<AdamConfig> groups(groups_count);
-  for (std::size_t k = 0; k < groups_count; ++k) {
-    const auto* group = reinterpret_cast<const adamas_config*>(element(given_groups, k));
-    if (Status status = to_cpp(group, &groups[k]); !status.ok()) return status;
+  std::vector<AdamConfig> groups;
+  std::vector<ParameterSpec> parameters;
+
+  Status read(const adamas_config* given, const adamas_parameter* given_parameters,
+              std::size_t count, const adamas_config* given_groups, std::size_t groups_count) {
+    if ((given_parameters == nullptr && count > 0) ||
+        (given_groups == nullptr && groups_count > 0)) {
+      return bad("a pointer is null");
+    }
+    if (Status status = to_cpp(given, &config); !status.ok()) return status;
+    groups.resize(groups_count);
+    for (std::size_t k = 0; k < groups_count; ++k) {
+      const auto* group = reinterpret_cast<const adamas_config*>(element(given_groups, k));
+      if (Status status = to_cpp(group, &groups[k]); !status.ok()) return status;
+    }
+    parameters.assign(count, {});
+    for (std::size_t i = 0; i < count; ++i) {
+      const char* parameter = element(given_parameters, i);
+      Status status = to_cpp(parameter, static_cast<std::int64_t>(i), &parameters[i]);
+      if (!status.ok()) return status;
+    }
+    return {};
   }
-  std::vector<ParameterSpec> specs(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    Status status = to_cpp(element(parameters, i), static_cast<std::int64_t>(i), &specs[i]);
-    if (!status.ok()) return status;
-  }
+};
+
+Status create(const adamas_config* given, const adamas_parameter* parameters, std::size_t count,
+              const adamas_config* groups, std::size_t groups_count, adamas_optimizer** optimizer) {
+  if (optimizer == nullptr) return bad("a pointer is null");
+  Specs specs;
+  Status status = specs.read(given, parameters, count, groups, groups_count);
+  if (!status.ok()) return status;
   auto made = std::make_unique<adamas_optimizer>();
-  Status status = Optimizer::create(config, specs, &made->native, {}, groups);
+  status = Optimizer::create(specs.config, specs.parameters, &made->native, {}, specs.groups);
   if (status.ok()) *optimizer = made.release();
   return status;
 }
+
+// The gradients of a step.
+struct Grads {
+  std::vector<Gradient> list;
+  std::vector<RowIndices> rows;
+
+  Status read(const adamas_gradient* given, std::size_t count) {
+    if (given == nullptr && count > 0) return bad("the gradients are missing");
+    list.assign(count, {});
+    rows.assign(count, {});
+    for (std::size_t i = 0; i < count; ++i) {
+      Status status = to_cpp(element(given, i), static_cast<std::int64_t>(i), &list[i], &rows[i]);
+      if (!status.ok()) return status;
+    }
+    return {};
+  }
+};
 
 Status step(adamas_optimizer* optimizer, const adamas_gradient* given, std::size_t count,
             const adamas_rates* given_rates, std::size_t rates_count,
             const adamas_queueing* given_queueing) {
   if (optimizer == nullptr) return bad(kNoOptimizer);
-  if (given == nullptr && count > 0) return bad("the gradients are missing");
-  std::vector<Gradient> grads(count);
-  std::vector<RowIndices> rows(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    Status status = to_cpp(element(given, i), static_cast<std::int64_t>(i), &grads[i], &rows[i]);
-    if (!status.ok()) return status;
-  }
+  Grads grads;
+  if (Status status = grads.read(given, count); !status.ok()) return status;
   std::vector<Rates> rates;
   if (Status status = to_cpp(given_rates, rates_count, &rates); !status.ok()) return status;
   Queueing queueing;
   if (Status status = to_cpp(given_queueing, &queueing); !status.ok()) return status;
-  return optimizer->native->step(grads, rates, queueing);
+  return optimizer->native->step(grads.list, rates, queueing);
+}
+
+// A thread keeps what it needs from call to call.
+Status update(const adamas_config* config, const adamas_parameter* parameters,
+              const adamas_gradient* given, std::int64_t* steps, std::size_t count,
+              const adamas_rates* given_rates, std::size_t rates_count, const adamas_config* groups,
+              std::size_t groups_count, std::int32_t* skipped) {
+  thread_local Specs specs;
+  thread_local Grads grads;
+  thread_local std::vector<Rates> rates;
+  thread_local AdamUpdate native;
+  if (steps == nullptr && count > 0) return bad("a pointer is null");
+  Status status = specs.read(config, parameters, count, groups, groups_count);
+  if (status.ok()) status = grads.read(given, count);
+  rates.clear();
+  if (status.ok()) status = to_cpp(given_rates, rates_count, &rates);
+  UpdateResult result;
+  if (status.ok()) {
+    status = native.step(specs.config, specs.parameters, grads.list, rates, {steps, count}, &result,
+                         specs.groups);
+  }
+  if (status.ok() && skipped != nullptr) *skipped = result.skipped ? 1 : 0;
+  return status;
 }
 
 Status apply(adamas_optimizer* optimizer, std::size_t index, const adamas_gradient* given,
@@ -536,6 +587,16 @@ adamas_status adamas_set_rates(adamas_optimizer* optimizer, const adamas_rates* 
   return c::with_rates(
       optimizer, rates, rates_count,
       [&](adamas::Optimizer& native, const auto& list) { return native.set_rates(list, stream); });
+}
+
+adamas_status adamas_update(const adamas_config* config, const adamas_parameter* parameters,
+                            const adamas_gradient* grads, int64_t* steps, size_t count,
+                            const adamas_rates* rates, size_t rates_count,
+                            const adamas_config* groups, size_t groups_count, int32_t* skipped) {
+  return c::guarded([&] {
+    return c::update(config, parameters, grads, steps, count, rates, rates_count, groups,
+                     groups_count, skipped);
+  });
 }
 
 const char* adamas_version(void) { return adamas::version(); }

@@ -5,7 +5,7 @@ namespace adamas::core {
 void GradientChecks::prepare(const Options& options, const Storage& storage) {
   options_ = &options;
   storage_ = &storage;
-  accepted_.resize(storage.tensors().size());
+  accepted_.assign(storage.tensors().size(), {});
 }
 
 Status GradientChecks::check(Selection& selection) noexcept {

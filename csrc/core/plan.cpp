@@ -30,8 +30,14 @@ void add_rows(Plan& plan, const ParameterSpec& parameter, std::int32_t index) {
 
 }  // namespace
 
-Plan make_plan(const std::vector<Tensor>& tensors) {
-  Plan plan;
+void make_plan(const std::vector<Tensor>& tensors, Plan* made) {
+  Plan& plan = *made;
+  plan.blocks.clear();
+  plan.chunks.clear();
+  plan.blocks_of_parameter.clear();
+  plan.rows.clear();
+  plan.segment_chunks.clear();
+  plan.segment_sums = 0;
   plan.rows_of_parameter.assign(tensors.size(), -1);
   std::int64_t in_chunk = kBlock;  // the first block opens the first chunk
   for (std::size_t i = 0; i < tensors.size(); ++i) {
@@ -52,7 +58,6 @@ Plan make_plan(const std::vector<Tensor>& tensors) {
   }
   plan.chunks.push_back(static_cast<std::int64_t>(plan.blocks.size()));
   plan.blocks_of_parameter.push_back(static_cast<std::int64_t>(plan.blocks.size()));
-  return plan;
 }
 
 }  // namespace adamas::core

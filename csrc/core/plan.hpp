@@ -50,7 +50,7 @@ struct Plan {
   std::int64_t segment_sums = 0;  // how many the step needs room for
 };
 
-// Throws std::bad_alloc.
-Plan make_plan(const std::vector<Tensor>& tensors);
+// Into `plan`, whose memory is used again.  Throws std::bad_alloc.
+void make_plan(const std::vector<Tensor>& tensors, Plan* plan);
 
 }  // namespace adamas::core

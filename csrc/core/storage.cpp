@@ -44,6 +44,10 @@ std::size_t shift_of(const Tensor& tensor, std::size_t state_nbytes, std::size_t
 Status Storage::prepare(const Options& options, Span<const ParameterSpec> parameters,
                         const Allocate& allocate, std::size_t access_width) {
   const AdamConfig& config = options.all;
+  tensors_.clear();
+  ranges_.clear();
+  state_ = {};
+  state_nbytes_ = 0;
   tensors_.reserve(parameters.size);
   for (const ParameterSpec& spec : parameters) {
     Tensor tensor{};
@@ -65,11 +69,31 @@ Status Storage::prepare(const Options& options, Span<const ParameterSpec> parame
   return sort_ranges(config);
 }
 
+// Whether nothing must be reserved; then the state is where the caller has it.
+bool Storage::has_all_state(const AdamConfig& config) const {
+  for (const Tensor& tensor : tensors_) {
+    for (std::size_t k = 0; k < kStateKinds; ++k) {
+      if (tensor.spec.states[k] != nullptr) continue;
+      if (layout_of(static_cast<StateKind>(k), tensor, config).nbytes() > 0) return false;
+    }
+  }
+  return true;
+}
+
 // One kind of state after the other, each tensor's part on a cache line of its own, so that vectors
 // and rows of whole lines split none.  The kinds are staggered by an odd number of lines: equal
 // offsets within a page would compete for the same cache sets.
 Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate,
                               std::size_t access_width) {
+  if (has_all_state(config)) {
+    for (Tensor& tensor : tensors_) {
+      for (std::size_t k = 0; k < kStateKinds; ++k) {
+        tensor.states[k] = static_cast<char*>(tensor.spec.states[k]);
+        state_nbytes_ += layout_of(static_cast<StateKind>(k), tensor, config).nbytes();
+      }
+    }
+    return {};
+  }
   constexpr std::size_t kStagger = 17 * kLine;
   constexpr std::size_t kNone = ~std::size_t{0};
   std::size_t cursor = 0;
@@ -109,14 +133,9 @@ Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate
 }
 
 Status Storage::sort_ranges(const AdamConfig& config) {
-  struct Owned {
-    Range range;
-    std::int64_t index;
-    bool is_state;
-  };
-  std::vector<Owned> owned;
+  owned_.clear();
   const auto add = [&](const void* data, std::size_t nbytes, std::int64_t index, bool is_state) {
-    if (nbytes > 0) owned.push_back({range_of(data, nbytes), index, is_state});
+    if (nbytes > 0) owned_.push_back({range_of(data, nbytes), index, is_state});
   };
   for (const Tensor& tensor : tensors_) {
     add(tensor.spec.data, tensor.nbytes, tensor.index, false);
@@ -127,17 +146,17 @@ Status Storage::sort_ranges(const AdamConfig& config) {
       add(given, layout_of(static_cast<StateKind>(k), tensor, config).nbytes(), tensor.index, true);
     }
   }
-  std::sort(owned.begin(), owned.end(),
+  std::sort(owned_.begin(), owned_.end(),
             [](const Owned& a, const Owned& b) { return a.range.begin < b.range.begin; });
-  for (std::size_t k = 0; k < owned.size(); ++k) {
-    if (k > 0 && owned[k].range.begin < owned[k - 1].range.end) {
-      const bool has_state = owned[k].is_state || owned[k - 1].is_state;
+  for (std::size_t k = 0; k < owned_.size(); ++k) {
+    if (k > 0 && owned_[k].range.begin < owned_[k - 1].range.end) {
+      const bool has_state = owned_[k].is_state || owned_[k - 1].is_state;
       return {StatusCode::overlap,
               has_state ? "an array of state shares memory with another or with a parameter"
                         : "a parameter shares memory with another",
-              std::max(owned[k].index, owned[k - 1].index)};
+              std::max(owned_[k].index, owned_[k - 1].index)};
     }
-    ranges_.push_back(owned[k].range);
+    ranges_.push_back(owned_[k].range);
   }
   if (state_.end > state_.begin) {
     const auto place =

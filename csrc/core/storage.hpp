@@ -61,6 +61,8 @@ class Storage {
   // Zeroed memory that outlives this object; null: there is none.
   using Allocate = std::function<char*(std::size_t nbytes)>;
 
+  // May be called again, for others.
+  //
   // Reserves the state that is not the caller's; `access_width` is that of Engine.  Throws
   // std::bad_alloc; refuses parameters and state of the caller's that share memory.
   Status prepare(const Options& options, Span<const ParameterSpec> parameters,
@@ -78,9 +80,18 @@ class Storage {
  private:
   Status reserve_state(const AdamConfig& config, const Allocate& allocate,
                        std::size_t access_width);
+  bool has_all_state(const AdamConfig& config) const;
   Status sort_ranges(const AdamConfig& config);
 
+  // Memory of the caller's, while ranges are sorted.
+  struct Owned {
+    Range range;
+    std::int64_t index;  // of the parameter
+    bool is_state;
+  };
+
   std::vector<Tensor> tensors_;
+  std::vector<Owned> owned_;
   std::vector<Range> ranges_;  // sorted; none overlaps another
   Range state_{};
   std::size_t state_nbytes_ = 0;

@@ -78,11 +78,7 @@ Status Engine::start(const core::Options& options, const std::vector<Tensor>& te
   tensors_ = &tensors;
   rates_.prepare(options, tensors);
   stepper_.prepare(options, tensors, rates_);
-  by_group_.resize(tensors.size());
-  std::iota(by_group_.begin(), by_group_.end(), std::size_t{0});
-  std::stable_sort(by_group_.begin(), by_group_.end(), [&](std::size_t a, std::size_t b) {
-    return tensors[a].spec.rates < tensors[b].spec.rates;
-  });
+  by_group_.clear();
   load_masters(tensors);
   start_averages(tensors);
   return {};
@@ -103,9 +99,18 @@ Status Engine::decide(const core::StepInput& input, core::StepResult* result) no
   return rates_.fold(input, {rules::factor_of(options_->all, decision.clip, input.loss_scale)});
 }
 
+void Engine::sort_by_group() {
+  by_group_.resize(tensors_->size());
+  std::iota(by_group_.begin(), by_group_.end(), std::size_t{0});
+  std::stable_sort(by_group_.begin(), by_group_.end(), [&](std::size_t a, std::size_t b) {
+    return (*tensors_)[a].spec.rates < (*tensors_)[b].spec.rates;
+  });
+}
+
 // `clip`: of all gradients.
 Status Engine::clip_groups(const core::StepInput& input, double clip) noexcept {
   try {
+    if (by_group_.size() != tensors_->size()) sort_by_group();
     factors_.resize(tensors_->size());
     squares_.resize(tensors_->size());
   } catch (const std::bad_alloc&) {

@@ -27,6 +27,7 @@ class Engine final : public core::Engine {
   void close() noexcept override {}  // copies in memory don't fail halfway
 
  private:
+  void sort_by_group();
   Status clip_groups(const core::StepInput& input, double clip) noexcept;
   Status decide(const core::StepInput& input, core::StepResult* result) noexcept;
 

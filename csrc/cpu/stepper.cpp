@@ -56,14 +56,18 @@ void Stepper::prepare(const core::Options& options, const std::vector<Tensor>& t
   options_ = &options;
   tensors_ = &tensors;
   rates_ = &rates;
-  plan_ = core::make_plan(tensors);
-  threads_ = options.all.num_threads;
-  pools_.emplace(threads_);
-  direct_ = std::vector<DirectTensor>(tensors.begin(), tensors.end());
+  core::make_plan(tensors, &plan_);
+  const int threads = options.all.num_threads;
+  if (!pools_ || threads_ != threads) pools_.emplace(threads);
+  threads_ = threads;
+  direct_.clear();
+  direct_.reserve(tensors.size());
+  for (const Tensor& tensor : tensors) direct_.emplace_back(tensor);
   segment_sums_.resize(static_cast<std::size_t>(plan_.segment_sums));
   block_squares_.resize(plan_.blocks.size());
-  single_blocks_.resize(plan_.blocks.size() + 1);
-  std::iota(single_blocks_.begin(), single_blocks_.end(), std::int64_t{0});
+  while (single_blocks_.size() <= plan_.blocks.size()) {
+    single_blocks_.push_back(static_cast<std::int64_t>(single_blocks_.size()));
+  }
   sparse_.resize(tensors.size());
   sparse_parameters_.reserve(tensors.size());
 }

@@ -9,7 +9,7 @@ void Stepper::prepare(Queue& queue, const core::Options& options,
   options_ = &options;
   tensors_ = &tensors;
   control_ = &control;
-  plan_ = core::make_plan(tensors);
+  core::make_plan(tensors, &plan_);
   tables_.prepare(queue, options.all, tensors, plan_);
   sparse_.prepare(queue, options, tensors);
   load_masters(queue);

@@ -415,7 +415,8 @@ void plan_covers_everything_once() {
       tensor.scale_block = 1;
       tensors.push_back(tensor);
     }
-    const core::Plan plan = core::make_plan(tensors);
+    core::Plan plan;
+    core::make_plan(tensors, &plan);
     check_blocks(plan, specs);
     check_chunks(plan);
     check_segments(plan, specs);

@@ -302,6 +302,17 @@ ADAMAS_API adamas_status adamas_write_device(adamas_optimizer* optimizer, void* 
 ADAMAS_API adamas_status adamas_set_rates(adamas_optimizer* optimizer, const adamas_rates* rates,
                                           size_t rates_count, void* stream);
 
+/* One step over arrays of the caller's, without an optimizer (update.hpp): the parameters have all
+ * state that the options keep, and steps[i] is how many steps parameter i has made, which each then
+ * counts.  `groups` as adamas_create_groups has them.  *skipped, if not null: whether a NaN or
+ * infinity has cancelled the step (skip_nonfinite). */
+ADAMAS_API adamas_status adamas_update(const adamas_config* config,
+                                       const adamas_parameter* parameters,
+                                       const adamas_gradient* grads, int64_t* steps, size_t count,
+                                       const adamas_rates* rates, size_t rates_count,
+                                       const adamas_config* groups, size_t groups_count,
+                                       int32_t* skipped);
+
 /* What was built and what this machine offers. */
 ADAMAS_API const char* adamas_version(void);
 ADAMAS_API const char* adamas_isa_in_use(void);

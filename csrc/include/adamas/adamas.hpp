@@ -60,3 +60,4 @@
 #include "adamas/status.hpp"
 #include "adamas/system.hpp"
 #include "adamas/types.hpp"
+#include "adamas/update.hpp"
