@@ -2,7 +2,6 @@
 
 #include <pybind11/stl.h>
 
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -15,23 +14,6 @@ namespace py = pybind11;
 namespace adamas::bindings {
 namespace {
 
-struct DLManagedTensor {
-  DLTensor tensor;
-  void* context;
-  void (*deleter)(DLManagedTensor* self);
-};
-
-struct DLManagedTensorVersioned {
-  std::uint32_t major;
-  std::uint32_t minor;
-  void* context;
-  void (*deleter)(DLManagedTensorVersioned* self);
-  std::uint64_t flags;
-  DLTensor tensor;
-};
-
-constexpr std::uint64_t kReadOnly = 1;
-
 py::dtype type_of(const DLTensor& tensor) {
   const std::string bits = std::to_string(tensor.bits);
   if (tensor.lanes == 1 && tensor.code == kDLInt) return py::dtype("int" + bits);
@@ -43,20 +25,6 @@ py::dtype type_of(const DLTensor& tensor) {
   }
   throw py::type_error("an array must be of a float type, got DLPack type code " +
                        std::to_string(tensor.code) + " of " + bits + " bits");
-}
-
-// Renames the capsule, so that it no longer frees the tensor, and returns one that does.
-template <class Managed>
-py::object take(const py::object& capsule, const char* name, const char* used, DLTensor** tensor) {
-  auto* managed = static_cast<Managed*>(PyCapsule_GetPointer(capsule.ptr(), name));
-  if (managed == nullptr || PyCapsule_SetName(capsule.ptr(), used) != 0) {
-    throw py::error_already_set();
-  }
-  *tensor = &managed->tensor;
-  return py::capsule(managed, [](void* pointer) {
-    auto* mine = static_cast<Managed*>(pointer);
-    if (mine->deleter != nullptr) mine->deleter(mine);
-  });
 }
 
 py::dict cuda_array_interface(const DeviceArray& array) {
@@ -95,18 +63,7 @@ DeviceArray::DeviceArray(void* data, std::vector<py::ssize_t> shape, py::dtype t
 DeviceArray DeviceArray::from_dlpack(py::object capsule, std::uintptr_t stream, py::object owner) {
   DLTensor* tensor = nullptr;
   bool readonly = false;
-  py::object holder;
-  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
-    const auto* managed = static_cast<DLManagedTensorVersioned*>(
-        PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
-    if (managed->major != 1)
-      throw py::buffer_error("an array comes in a DLPack of another version");
-    readonly = (managed->flags & kReadOnly) != 0;
-    holder = take<DLManagedTensorVersioned>(capsule, "dltensor_versioned",
-                                            "used_dltensor_versioned", &tensor);
-  } else {
-    holder = take<DLManagedTensor>(capsule, "dltensor", "used_dltensor", &tensor);
-  }
+  const py::object holder = take_dlpack(capsule, &tensor, &readonly);
   if (!tensor->is_on_cuda()) {
     throw py::buffer_error("an array is not on a CUDA device");
   }

@@ -53,6 +53,11 @@ ParameterSpec HostReader::add(const PyParameter& parameter, std::vector<void*>*)
   const BoundParameter& bound =
       parameters_.emplace_back(parameter.array.cast<py::array>(), parameter.name);
   dense_only_.push_back(parameter.centralize);
+  if (parameter.centralize && !bound.is_c_contiguous()) {
+    throw py::value_error("parameter '" + bound.name() +
+                          "' must be C-contiguous to have grad_centralization, which takes the "
+                          "means of its rows");
+  }
   const py::array& array = bound.array();
   ParameterSpec spec;
   spec.data = bound.data();
@@ -107,22 +112,43 @@ bool HostReader::view_all(PyObject* const* grads, int threads, Gradient* gradien
   return job.viewed_all.load(std::memory_order_relaxed);
 }
 
+bool HostReader::place(const BoundParameter& parameter, py::handle grad, Views& views,
+                       Gradient* gradient) const {
+  HostArray array;
+  if (!describe(grad, &array, &views.converted) || !parameter.has_shape_of(array)) return false;
+  const bool fits = goes_with(array.dtype, parameter.dtype());
+  gradient->dtype = fits ? array.dtype : real_type(parameter.dtype());
+  gradient->values = array.data;
+  if (fits && parameter.is_laid_out_like(array)) return true;
+  if (!can_copy(array.dtype, gradient->dtype)) return false;
+  const std::size_t nbytes =
+      static_cast<std::size_t>(parameter.count()) * item_size(gradient->dtype);
+  char* const memory = views.copies.emplace_back(new char[nbytes]).get();
+  copy(array, parameter.layout().order, gradient->dtype, memory);
+  gradient->values = memory;
+  return true;
+}
+
 void HostReader::convert(std::size_t i, py::handle grad, Views& views, Gradient* gradient) const {
   const BoundParameter& parameter = parameters_[i];
-  if (parameter.view(grad, gradient)) return;  // of a type that only its name tells
+  if (place(parameter, grad, views, gradient)) return;
+  *gradient = {};
   const std::string label =
       "grads[" + std::to_string(i) + "] (for parameter '" + parameter.name() + "')";
   const py::object result = convert_(grad, parameter.array(), label);
   views.converted.push_back(result);
-  if (PyTuple_Check(result.ptr())) {
-    if (dense_only_[i]) {
-      throw py::value_error(label + " must be dense: the parameter has grad_centralization");
-    }
-    if (views.rows.empty()) views.rows.reserve(views.grads.size());
-    view_rows(result, parameter, &views.rows.emplace_back(), gradient);
-  } else if (!parameter.view(result, gradient)) {
+  if (!PyTuple_Check(result.ptr())) {
+    if (place(parameter, result, views, gradient)) return;
     throw py::type_error(label + " could not be converted");
   }
+  if (dense_only_[i]) {
+    throw py::value_error(label + " must be dense: the parameter has grad_centralization");
+  }
+  if (!parameter.is_c_contiguous()) {
+    throw py::value_error(label + " must be dense: only a C-contiguous parameter has rows");
+  }
+  if (views.rows.empty()) views.rows.reserve(views.grads.size());
+  view_rows(result, parameter, &views.rows.emplace_back(), gradient);
 }
 
 }  // namespace adamas::bindings

@@ -29,6 +29,9 @@ class HostReader final : public Reader {
 
  private:
   bool view_all(PyObject* const* grads, int threads, Gradient* gradients) const;
+  // Views a dense gradient where it lies, or copies it; false if it is something else.
+  bool place(const BoundParameter& parameter, pybind11::handle grad, Views& views,
+             Gradient* gradient) const;
   void convert(std::size_t i, pybind11::handle grad, Views& views, Gradient* gradient) const;
 
   std::vector<BoundParameter> parameters_;

@@ -42,6 +42,7 @@ class ViewsLease {
   }
   ~ViewsLease() {
     views_->converted.clear();
+    views_->copies.clear();
     views_->rows.clear();
     views_->streams.clear();
     delete idle_.exchange(views_.release());

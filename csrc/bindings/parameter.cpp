@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <numeric>
 #include <utility>
 
 #include "bindings/dtypes.hpp"
@@ -12,8 +13,8 @@ namespace py = pybind11;
 namespace adamas::bindings {
 namespace {
 
-constexpr int kFits =
-    py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+constexpr int kFits = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | kAligned;
 constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 
 // The descriptor object that arrays of a type usually share, as soon as it was seen; never freed.
@@ -69,6 +70,31 @@ DType dtype_of(const py::array& array, const std::string& name) {
                        " in native byte order, got " + py::str(array.dtype()).cast<std::string>());
 }
 
+// The steps of axes that lie in this order without gaps.
+std::vector<py::ssize_t> dense_steps(const std::vector<py::ssize_t>& lengths,
+                                     const std::vector<int>& order) {
+  std::vector<py::ssize_t> steps(lengths.size());
+  py::ssize_t step = 1;
+  for (auto axis = order.rbegin(); axis != order.rend(); ++axis) {
+    steps[static_cast<std::size_t>(*axis)] = step;
+    step *= lengths[static_cast<std::size_t>(*axis)];
+  }
+  return steps;
+}
+
+// How an array lies if it does so without gaps; otherwise in the order of its axes.
+Layout layout_of(const py::array& array) {
+  Layout layout{{array.shape(), array.shape() + array.ndim()}, {}, {}};
+  layout.order.resize(layout.lengths.size());
+  std::iota(layout.order.begin(), layout.order.end(), 0);
+  if ((array.flags() & kFits) != kFits) {
+    std::stable_sort(layout.order.begin(), layout.order.end(),
+                     [&](int a, int b) { return array.strides(a) > array.strides(b); });
+  }
+  layout.steps = dense_steps(layout.lengths, layout.order);
+  return layout;
+}
+
 }  // namespace
 
 bool find_dtype(py::handle array, DType* dtype) {
@@ -81,11 +107,13 @@ BoundParameter::BoundParameter(py::array array, std::string name)
       data_(fields(array_.ptr()).data),
       axes_(static_cast<int>(array_.ndim())),
       dtype_(dtype_of(array_, name)),
-      details_(new Details{
-          std::move(name), array_.size(), {array_.shape(), array_.shape() + array_.ndim()}}) {
+      is_c_contiguous_((array_.flags() & kFits) == kFits),
+      details_(new Details{std::move(name), array_.size(), layout_of(array_)}) {
   std::copy_n(array_.shape(), std::min(axes_, kInline), inline_);
-  if ((array_.flags() & kFits) != kFits) {
-    throw py::value_error("parameter '" + details_->name + "' must be C-contiguous and aligned");
+  HostArray described;
+  if (!describe(array_, &described, nullptr) || !is_laid_out_like(described)) {
+    throw py::value_error("parameter '" + details_->name +
+                          "' must be aligned, its elements without gaps between them");
   }
   check_unchanged();
 }
@@ -109,7 +137,10 @@ bool BoundParameter::is_writeable() const { return (fields(array_.ptr()).flags &
 
 bool BoundParameter::is_in_place() const {
   const py::detail::PyArray_Proxy& array = fields(array_.ptr());
-  return array.data == data_ && (array.flags & kFits) == kFits && has_shape_of(array);
+  if (array.data != data_ || !has_shape_of(array)) return false;
+  if (is_c_contiguous_) return (array.flags & kFits) == kFits;
+  HostArray described;
+  return describe(array_, &described, nullptr) && is_laid_out_like(described);
 }
 
 bool BoundParameter::has_usual_type() const {
@@ -134,15 +165,25 @@ void BoundParameter::check_unchanged() const {
 
 bool BoundParameter::is_like(const PyObject* grad) const {
   // Subclasses may mean something else by their memory (a masked array): gradient() looks at them.
-  if (Py_TYPE(grad) != Py_TYPE(array_.ptr())) return false;
+  if (Py_TYPE(grad) != Py_TYPE(array_.ptr()) || !is_c_contiguous_) return false;
   const py::detail::PyArray_Proxy& array = fields(grad);
   return (array.flags & kFits) == kFits && has_shape_of(array);
 }
 
-bool BoundParameter::view(py::handle grad, Gradient* gradient) const {
-  if (!is_like(grad.ptr())) return false;
-  gradient->values = fields(grad.ptr()).data;
-  return find_dtype(grad, &gradient->dtype) && goes_with(gradient->dtype, dtype_);
+bool BoundParameter::has_shape_of(const HostArray& array) const {
+  return array.axes == axes_ && std::equal(lengths(), lengths() + axes_, array.lengths);
+}
+
+bool BoundParameter::is_laid_out_like(const HostArray& array) const {
+  const auto item_nbytes = static_cast<py::ssize_t>(item_size(array.dtype));
+  if (reinterpret_cast<std::uintptr_t>(array.data) % static_cast<std::size_t>(item_nbytes) != 0) {
+    return false;
+  }
+  for (int axis = 0; axis < axes_; ++axis) {
+    const py::ssize_t step = layout().steps[static_cast<std::size_t>(axis)] * item_nbytes;
+    if (lengths()[axis] > 1 && array.strides[axis] != step && count() > 0) return false;
+  }
+  return true;
 }
 
 bool BoundParameter::view(const BoundParameter* parameters, PyObject* const* grads,

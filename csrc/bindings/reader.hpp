@@ -27,9 +27,10 @@ struct PyParameter {
 // The gradients of one call, and what keeps their memory.
 struct Views {
   std::vector<Gradient> grads;
-  std::vector<RowIndices> rows;             // as many as there is room for: grads point into it
-  std::vector<pybind11::object> converted;  // kept alive until the step is done
-  std::vector<void*> streams;               // of a device, on which the gradients are made
+  std::vector<RowIndices> rows;                 // as many as there is room for: grads point into it
+  std::vector<pybind11::object> converted;      // kept alive until the step is done
+  std::vector<std::unique_ptr<char[]>> copies;  // likewise
+  std::vector<void*> streams;                   // of a device, on which the gradients are made
 };
 
 class Reader {

@@ -1,9 +1,8 @@
 """Foreign arrays become NumPy arrays here: parameters without a copy, gradients at any price.
 
 A parameter is written to, so a copy would lose the update: what cannot be used in place is refused.
-A gradient is only read, so one that is strided, of another float width or from another library is
-converted; the price is a temporary array and a pass over it. The native step calls `gradient` for
-every gradient that it cannot read as it is.
+A gradient is only read. The native step reads or copies by itself what is dense and of a usual type
+(bindings/host_array.hpp); it calls `gradient` for all others: rows, rare types, and what is wrong.
 """
 
 from __future__ import annotations
@@ -41,40 +40,67 @@ Array = npt.NDArray[Any] | _Buffer | _DLPack | _CudaArray
 def from_foreign(value: object) -> FloatArray | None:
     """View an object's memory as a NumPy array without a copy, or return None.
 
-    Tries the buffer protocol, then ``numpy()`` if the object says where its data is (a torch
-    tensor), then DLPack, which NumPy before 2.1 imports as read-only. Gradient tracking does not
-    matter here, so a tensor that requires gradients is detached first.
+    Tries the buffer protocol, then ``numpy()`` of torch tensors and what behaves like them, then
+    DLPack, which NumPy before 2.1 imports as read-only. Gradient tracking does not matter here, so
+    a tensor that requires gradients is detached first.
     """
     try:
         return np.asarray(memoryview(value))  # type: ignore[arg-type]
     except (TypeError, ValueError, BufferError):
         pass
-    detach = getattr(value, "detach", None)
-    exporter: Any = detach() if callable(detach) else value
-    if hasattr(exporter, "data_ptr") and hasattr(exporter, "numpy"):
-        return _from_torch(exporter)
-    if hasattr(exporter, "__dlpack__"):
-        try:
+    try:
+        detach = getattr(value, "detach", None)
+        exporter: Any = detach() if callable(detach) else value
+        if hasattr(exporter, "data_ptr") and hasattr(exporter, "numpy"):
+            return _from_torch(exporter)
+        if hasattr(exporter, "__dlpack__"):
             return np.from_dlpack(exporter)
-        except (BufferError, RuntimeError, TypeError, ValueError):
-            return None
+    except (BufferError, ImportError, RuntimeError, TypeError, ValueError):
+        pass
     return None
 
 
 def _from_torch(tensor: Any) -> FloatArray | None:
     """View the memory of a torch tensor, or of what behaves like one, as a NumPy array."""
-    try:
-        if str(tensor.dtype) == "torch.bfloat16":  # NumPy's is that of ml_dtypes
-            from ml_dtypes import bfloat16
+    if str(tensor.dtype) == "torch.bfloat16":  # NumPy's is that of ml_dtypes
+        from ml_dtypes import bfloat16
 
-            bits = tensor.view(sys.modules["torch"].int16).numpy()
-            array: FloatArray = np.asarray(bits).view(bfloat16)
-        else:
-            array = np.asarray(tensor.numpy())
-    except (ImportError, RuntimeError, TypeError):  # sparse, or on a GPU
-        return None
+        bits = tensor.view(sys.modules["torch"].int16).numpy()
+        array: FloatArray = np.asarray(bits).view(bfloat16)
+    else:
+        array = np.asarray(tensor.numpy())
     is_view = array.__array_interface__["data"][0] == tensor.data_ptr()
     return array if is_view or array.size == 0 else None
+
+
+def _is_lazily_negated(value: Any) -> bool:
+    """Whether the values of a torch tensor are those of its memory with the other sign."""
+    return is_torch(value) and value.is_neg() is True
+
+
+def is_torch(value: object) -> bool:
+    """Whether it is a tensor of torch, which is not imported for that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def what_came(value: Any) -> str:
+    """Say what came instead of an array in CPU memory and, where that is known, what would do."""
+    name = type(value).__name__
+    if not is_torch(value):
+        return name
+    layout, device = str(value.layout), value.device.type
+    if device == "meta":
+        return f"a {name} on the device meta, which has no memory; pass one that has (.to_empty())"
+    if device != "cpu":
+        return f"a {name} on {value.device}; pass one in CPU memory (.cpu())"
+    if layout != "torch.strided":
+        return f"a {name} of layout {layout}; pass a dense one (.to_dense())"
+    if _is_lazily_negated(value):
+        return f"a {name} whose sign is only noted (is_neg()); pass .resolve_neg()"
+    if str(value.dtype) == "torch.bfloat16":
+        return f"a {name} of torch.bfloat16, which needs the package ml_dtypes here"
+    return f"a {name} of {value.dtype}"
 
 
 def _is_native_float(dtype: np.dtype[Any]) -> bool:
@@ -104,7 +130,7 @@ def parameter_array(data: object) -> FloatArray:
     if array is None:
         raise TypeError(
             "data must be a NumPy array, or export writable CPU memory by the buffer protocol or "
-            f"DLPack, got {type(data).__name__}"
+            f"DLPack, got {what_came(data)}"
         )
     if not _is_native_float(array.dtype):
         raise TypeError(
@@ -142,7 +168,8 @@ def gradient(grad: object, like: FloatArray | _core.DeviceArray, label: str) -> 
     Returns
     -------
     array, or tuple of arrays, or of DeviceArray
-        A contiguous array of the parameter's shape; or the indices and values of rows.
+        An array of the parameter's shape and of a type that goes with its own; or the indices and
+        values of rows.
 
     Raises
     ------
@@ -159,16 +186,16 @@ def gradient(grad: object, like: FloatArray | _core.DeviceArray, label: str) -> 
     return _dense(grad, like.shape, like.dtype, label)
 
 
-def _dense(grad: object, shape: tuple[int, ...], dtype: np.dtype[Any], label: str) -> FloatArray:
+def _dense(grad: Any, shape: tuple[int, ...], dtype: np.dtype[Any], label: str) -> FloatArray:
     if isinstance(grad, np.ma.MaskedArray):
         raise TypeError(f"{label} must not be masked; fill it first, say with grad.filled(0)")
     if isinstance(grad, (np.ndarray, np.generic)):
         array: FloatArray | None = np.asarray(grad)
     else:
-        array = from_foreign(grad)
+        array = from_foreign(grad.resolve_neg() if _is_lazily_negated(grad) else grad)
     if array is None:
         raise TypeError(
-            f"{label} must be an array of shape {shape} and type {dtype}, got {type(grad).__name__}"
+            f"{label} must be an array of shape {shape} and type {dtype}, got {what_came(grad)}"
         )
     if not is_float(array.dtype):
         raise TypeError(
@@ -177,7 +204,7 @@ def _dense(grad: object, shape: tuple[int, ...], dtype: np.dtype[Any], label: st
         )
     if array.shape != shape:
         raise ValueError(f"{label} must have shape {shape}, got {array.shape}")
-    return np.require(_in_step_type(array, dtype), requirements=["C_CONTIGUOUS", "ALIGNED"])
+    return _in_step_type(array, dtype)
 
 
 def _in_step_type(array: FloatArray, dtype: np.dtype[Any]) -> FloatArray:
@@ -241,7 +268,5 @@ def _row_arrays(
     if rows.ndim != 1:
         raise ValueError(f"{label} must have indices of shape (k,), got {rows.shape}")
     shape = (len(rows), *like.shape[1:])
-    return (
-        np.require(rows, requirements=["C_CONTIGUOUS", "ALIGNED"]),
-        _dense(values, shape, like.dtype, f"the values of {label}"),
-    )
+    listed = _dense(values, shape, like.dtype, f"the values of {label}")
+    return np.require(rows, None, ["C", "A"]), np.require(listed, None, ["C", "A"])
