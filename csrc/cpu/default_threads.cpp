@@ -71,8 +71,8 @@ Status choose_threads(const Surroundings& surroundings, DefaultThreads* result) 
   for (const char* name : kLauncherVariables) {
     const char* said = surroundings.variable(name);
     const int processes = said == nullptr ? 0 : number_in(said, "(,");
-    if (processes == 0) continue;
-    if (processes == 1 || surroundings.is_bound()) return {};
+    if (processes < 2) continue;
+    if (surroundings.is_bound()) return {};
     *result = {std::max(1, surroundings.cores / processes), surroundings.cores, processes, name};
     return {};
   }
