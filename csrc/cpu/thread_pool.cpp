@@ -161,7 +161,6 @@ struct PoolSize {
   int threads;
   PoolSize* next;
   int shares = 0;
-  bool kept = false;           // whether one of them is that of keep()
   ThreadPool* idle = nullptr;  // those that no step uses at the moment, a list through next_idle_
 };
 
@@ -179,13 +178,6 @@ class IdlePools {
     for (ThreadPool* pool = unneeded(size); pool != nullptr;) {
       delete std::exchange(pool, pool->next_idle_);
     }
-  }
-
-  void keep(int threads) noexcept {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    PoolSize* size = find(threads);
-    if (size == nullptr || std::exchange(size->kept, true)) return;
-    ++size->shares;
   }
 
   ThreadPool* take(int threads) noexcept {
@@ -273,10 +265,6 @@ PoolShare::PoolShare(int threads) noexcept
 
 PoolShare::~PoolShare() {
   if (size_ != nullptr) idle_pools().drop_share(size_);
-}
-
-void PoolShare::keep(int threads) noexcept {
-  if (threads >= 2) idle_pools().keep(threads);
 }
 
 PoolLease::PoolLease(int threads) noexcept

@@ -65,18 +65,14 @@ class ThreadPool {
   std::condition_variable wake_;
 };
 
-// Lets pools of so many threads live between leases: the last share to go ends the idle ones.  An
-// optimizer holds one as long as it lives.
+// Lets pools of so many threads live between leases: the last share to go ends the idle ones.
+// Whoever makes steps (Stepper) holds one as long as it lives.
 class PoolShare {
  public:
   explicit PoolShare(int threads) noexcept;
   ~PoolShare();
   PoolShare(const PoolShare&) = delete;
   PoolShare& operator=(const PoolShare&) = delete;
-
-  // Takes a share that is never given back, once for each number of threads: for steps that no
-  // optimizer makes, whose pools would end with every lease.
-  static void keep(int threads) noexcept;
 
  private:
   PoolSize* size_;

@@ -189,19 +189,6 @@ void a_lease_outlives_the_last_share() {
   CHECK(threads_become(before));
 }
 
-void kept_pools_stay() {
-  const int before = threads_at_rest();
-  for (int again = 0; again < 2; ++again) {
-    cpu::PoolShare::keep(5);
-    cpu::PoolShare::keep(1);
-    {
-      const cpu::PoolShare share(5);
-    }
-    lease_and_run(5);
-    CHECK(threads_now() == before + 4);
-  }
-}
-
 void pools_come_and_go_beside_leases() {
   const int before = threads_at_rest();
   std::vector<std::thread> callers;
