@@ -1,13 +1,13 @@
 #include "bindings/optimizer.hpp"
 
 #include <pybind11/stl.h>
-#include <unistd.h>
 
 #include <string>
 
 #include "bindings/device_array.hpp"
 #include "bindings/dtypes.hpp"
 #include "bindings/register.hpp"
+#include "bindings/without_gil.hpp"
 #include "core/internals.hpp"
 
 namespace py = pybind11;
@@ -16,23 +16,6 @@ namespace adamas::bindings {
 namespace {
 
 constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-
-// Calls a function of the core without Python's global lock.
-//
-// While the interpreter shuts down, taking the lock again ends a daemon thread, before Python 3.14
-// by unwinding its stack.  A stack with noexcept functions can't be unwound, so the thread is
-// parked instead, as 3.14 does.
-template <class Function>
-Status without_gil(Function function) {
-  PyThreadState* const state = PyEval_SaveThread();
-  const Status status = function();
-  try {
-    PyEval_RestoreThread(state);
-  } catch (...) {
-    for (;;) ::pause();
-  }
-  return status;
-}
 
 // The scratch memory of a call, kept for the next.  A call beside another gets memory of its own.
 class ViewsLease {

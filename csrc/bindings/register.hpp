@@ -14,6 +14,8 @@ void register_system(pybind11::module_& module);
 void register_options(pybind11::module_& module);
 void register_optimizer(pybind11::module_& module);
 void register_device_array(pybind11::module_& module);
+void register_update(pybind11::module_& module);
+void register_repeated_call(pybind11::module_& module);
 
 // Raises the Python exception that fits an error.
 inline void raise_if_error(const Status& status, const std::string& suffix = "") {

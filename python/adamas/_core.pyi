@@ -149,6 +149,23 @@ class Counters:
 
 _ArrayCopy = tuple[int, StateKind | None, npt.NDArray[Any]]
 
+class RepeatedCall:
+    def __init__(self, function: Callable[..., Any], /) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+def update(
+    config: AdamConfig,
+    params: Sequence[Any],
+    grads: Sequence[Any],
+    states: tuple[Sequence[Any] | None, ...],
+    steps: npt.NDArray[np.int64] | list[int],
+    learning_rate: float,
+    weight_decay: float,
+    centralize: bool,
+    keys: Sequence[int] | None,
+    /,
+) -> Any: ...
+
 class Optimizer:
     def __init__(
         self,

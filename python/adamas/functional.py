@@ -1,0 +1,392 @@
+"""One step of Adam over arrays of the caller's, without an optimizer.
+
+For those who keep the state themselves: frameworks, functional programs, one call for each
+parameter. The bits are those of `adamas.Adam` with the same options, state and numbers of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from . import _core
+from . import _validation as validation
+from ._arrays import gradient, parameter_array
+from ._device_arrays import device_parameter
+from ._state import STATE_FORMATS
+from .typing import Array, Gradient, Numerics, RowPolicy, StateDtype
+
+__all__ = ["adam"]
+
+Arrays = Sequence[Array] | Mapping[str, Array]
+Gradients = Sequence[Gradient | None] | Mapping[str, Gradient | None]
+
+# By the options of a call: most calls of a program have the same ones.
+_configs: dict[tuple[Any, ...], _core.AdamConfig] = {}
+_MOST_CONFIGS = 1024
+
+
+def adam(
+    params: Arrays,
+    grads: Gradients,
+    moment1: Arrays,
+    moment2: Arrays,
+    vhat: Arrays | None = None,
+    *,
+    steps: Any,
+    learning_rate: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    loss_scale: float = 1.0,
+    use_nesterov: bool = False,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    bias_correction: bool = True,
+    grad_centralization: bool = False,
+    numerics: Numerics = "standard",
+    epsilon_placement: Literal["outside", "inside"] = "outside",
+    allow_zero: bool = False,
+    row_policy: RowPolicy = "exact",
+    max_grad_norm: float | None = None,
+    clip_per_array: bool = False,
+    clip_after_decay: bool = False,
+    skip_nonfinite: bool = False,
+    master: Arrays | None = None,
+    ema: Arrays | None = None,
+    ema_decay: float | None = None,
+    state_dtype: StateDtype | None = None,
+    seed: int = 0,
+    keys: Sequence[int] | None = None,
+    out: Literal["param", "delta"] = "param",
+    delta: Arrays | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    r"""Make one step of Adam over arrays that the caller keeps.
+
+    With :math:`t` the step of each parameter, ``steps[i] + 1``, the formulas of `adamas.Adam`,
+    whose options these are.
+
+    Parameters
+    ----------
+    params : sequence or dict of arrays
+        What is updated in place: writable arrays of float32, float64, float16 or bfloat16, of NumPy
+        or of a library that exports its memory (torch tensors), of any shapes, whose elements lie
+        without gaps; on the CPU, or all on one CUDA device.
+    grads : sequence or dict of arrays, or of None
+        The gradient of each, as `adamas.Adam` takes them. A parameter with None, or without an
+        entry in the dict, is left as it is and counts no step.
+    moment1, moment2 : sequence or dict of arrays
+        The moments, updated in place: of the shape and the layout of their parameters, float64 for
+        float64 parameters, else float32 (bfloat16 with ``state_dtype="bfloat16"``). Zeros before
+        the first step.
+    vhat : sequence or dict of arrays, optional
+        The largest second moments so far, which makes the step one of AMSGrad (Reddi et al., 2018).
+    steps : array of int64, list of int, or dict
+        How many steps each parameter has made, in [0, 2**62]. Each is counted up in place, unless
+        its parameter has no gradient or the step is skipped.
+    learning_rate, weight_decay, loss_scale : float or int
+        Of this step.
+    beta1, beta2, eps, use_nesterov, decoupled_weight_decay, maximize, grad_centralization
+        As in `adamas.Adam`, and so are ``numerics``, ``epsilon_placement``, ``allow_zero``,
+        ``row_policy`` (but for "catch_up", which has state of its own), ``max_grad_norm``,
+        ``clip_per_array``, ``clip_after_decay``, ``skip_nonfinite``, ``ema_decay``, ``state_dtype``
+        (but for "int8", likewise), ``seed`` and ``num_threads``.
+    bias_correction : bool, default True
+        Whether the moments are corrected for having begun at zero; not in `AdamWeightDecay`.
+    master : sequence or dict of arrays, optional
+        float32 copies of float16 or bfloat16 parameters. They are what is updated; ``params`` are
+        written in the same pass, rounded to nearest even: a low-precision copy of float32 weights.
+    ema : sequence or dict of arrays, optional
+        Moving averages of the parameters, updated in the same pass (``ema_decay``): float64 for
+        float64 parameters, else float32.
+    keys : sequence of int, optional
+        What the random bits of ``state_dtype="bfloat16"`` depend on for each parameter, besides
+        ``seed``, step and element; its position by default.
+    out : {"param", "delta"}, default "param"
+        "delta": the parameters are only read; what they would change by is written to ``delta``.
+    delta : sequence or dict of arrays, optional
+        Arrays like ``params`` for ``out="delta"``; by default new ones.
+
+    Returns
+    -------
+    bool, or list or dict of arrays
+        Whether the step was made: False if ``skip_nonfinite`` has skipped it. With ``out="delta"``
+        the changes, which are zero for parameters without a gradient and in a skipped step.
+
+    Raises
+    ------
+    TypeError
+        If an argument or an array has another type than those above.
+    ValueError
+        If a value is out of its range, arrays are not as many, or not of the shape, layout or
+        device of their parameters, or share memory.
+    KeyError
+        If a dict lacks a parameter, or has one that ``params`` has not.
+    IndexError
+        If a row index is outside its parameter.
+
+    Whatever is raised, nothing has changed.
+
+    See Also
+    --------
+    adamas.Adam : Keeps the state, and has groups and schedules.
+
+    Notes
+    -----
+    Small lists are quick: a call costs about as much as one of `adamas.Adam`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from adamas import functional
+    >>> weight = np.ones(3, np.float32)
+    >>> moment1, moment2, steps = np.zeros_like(weight), np.zeros_like(weight), [0]
+    >>> grad = np.full(3, 0.5, np.float32)
+    >>> functional.adam(
+    ...     [weight], [grad], [moment1], [moment2], steps=steps, learning_rate=0.1
+    ... )
+    True
+    >>> weight.round(3), steps
+    (array([0.9, 0.9, 0.9], dtype=float32), [1])
+    """
+    options = (
+        beta1,
+        beta2,
+        eps,
+        loss_scale,
+        use_nesterov,
+        decoupled_weight_decay,
+        maximize,
+        bias_correction,
+        numerics,
+        epsilon_placement,
+        allow_zero,
+        row_policy,
+        max_grad_norm,
+        clip_per_array,
+        clip_after_decay,
+        skip_nonfinite,
+        ema_decay,
+        state_dtype,
+        seed,
+        num_threads,
+        vhat is not None,
+        master is not None,
+        out,
+    )
+    config = _configs.get(options)
+    if config is None:
+        config = _config(options)
+        if ema is None and ema_decay is not None or ema is not None and ema_decay is None:
+            raise ValueError("ema and ema_decay must be given together")
+    if type(grad_centralization) is not bool:
+        grad_centralization = validation.flag("grad_centralization", grad_centralization)
+    names = None
+    states = (moment1, moment2, vhat, master, ema, None)
+    if isinstance(params, Mapping):
+        names = list(params)
+        params, grads, states, steps_list = _listed(names, params, grads, states, steps)
+    else:
+        steps_list = steps
+    if out == "delta":
+        states, deltas = _with_delta(names, params, states, delta)
+    elif delta is not None:
+        raise ValueError("delta must be None unless out='delta'")
+    if type(learning_rate) is not float or type(weight_decay) is not float:
+        learning_rate = validation.real("learning_rate", learning_rate, minimum=0.0)
+        weight_decay = validation.real("weight_decay", weight_decay, minimum=0.0)
+    made = _core.update(
+        config,
+        params,
+        grads,
+        states,
+        steps_list,
+        learning_rate,
+        weight_decay,
+        grad_centralization,
+        keys,
+    )
+    if made is NotImplemented:
+        made = _update_any(
+            config,
+            params,
+            grads,
+            states,
+            steps_list,
+            learning_rate,
+            weight_decay,
+            grad_centralization,
+            keys,
+        )
+    if names is not None:
+        steps.update(zip(names, steps_list, strict=True))
+    if out == "param":
+        return made
+    if not made:
+        for array in deltas:
+            array[...] = 0
+    return deltas if names is None else dict(zip(names, deltas, strict=True))
+
+
+# The same function, quicker where it is called again with the same options.
+if not TYPE_CHECKING:
+    adam = update_wrapper(_core.RepeatedCall(adam), adam)
+
+
+def _config(options: tuple[Any, ...]) -> _core.AdamConfig:
+    """Check the options of a call, and keep what they stand for."""
+    (
+        beta1,
+        beta2,
+        eps,
+        loss_scale,
+        use_nesterov,
+        decoupled_weight_decay,
+        maximize,
+        bias_correction,
+        numerics,
+        epsilon_placement,
+        allow_zero,
+        row_policy,
+        max_grad_norm,
+        clip_per_array,
+        clip_after_decay,
+        skip_nonfinite,
+        ema_decay,
+        state_dtype,
+        seed,
+        num_threads,
+        use_amsgrad,
+        master_weights,
+        out,
+    ) = options
+    config = _core.AdamConfig()
+    config.allow_zero = validation.flag("allow_zero", allow_zero)
+    bound = {"minimum": 0.0} if allow_zero else {"above": 0.0}
+    config.beta1 = validation.strict_float("beta1", beta1, below=1.0, **bound)
+    config.beta2 = validation.strict_float("beta2", beta2, below=1.0, **bound)
+    config.eps = validation.strict_float("eps", eps, **bound)
+    config.loss_scale = validation.loss_scale("loss_scale", loss_scale)
+    config.use_nesterov = validation.flag("use_nesterov", use_nesterov)
+    config.decoupled_weight_decay = validation.flag(
+        "decoupled_weight_decay", decoupled_weight_decay
+    )
+    config.maximize = validation.flag("maximize", maximize)
+    config.bias_correction = validation.flag("bias_correction", bias_correction)
+    config.numerics = _core.Numerics[validation.choice("numerics", numerics, get_args(Numerics))]
+    config.epsilon_placement = _core.EpsilonPlacement[
+        validation.choice("epsilon_placement", epsilon_placement, ("outside", "inside"))
+    ]
+    config.row_policy = _core.RowPolicy[
+        validation.choice("row_policy", row_policy, ("exact", "lazy"))
+    ]
+    if max_grad_norm is not None:
+        config.max_grad_norm = validation.real("max_grad_norm", max_grad_norm, above=0.0)
+    config.clip_per_array = validation.flag("clip_per_array", clip_per_array)
+    config.clip_after_decay = validation.flag("clip_after_decay", clip_after_decay)
+    config.skip_nonfinite = validation.flag("skip_nonfinite", skip_nonfinite)
+    if ema_decay is not None:
+        config.ema_decay = validation.real("ema_decay", ema_decay, above=0.0, below=1.0)
+    if state_dtype is not None:
+        choices = ("float32", "bfloat16")
+        config.state_format = STATE_FORMATS[validation.choice("state_dtype", state_dtype, choices)]
+    config.seed = validation.integer("seed", seed, minimum=0, maximum=2**64 - 1)
+    if num_threads is not None:
+        config.num_threads = validation.integer("num_threads", num_threads, minimum=1, maximum=4096)
+    config.use_amsgrad = use_amsgrad
+    config.master_weights = master_weights
+    config.writes_delta = validation.choice("out", out, ("param", "delta")) == "delta"
+    if len(_configs) >= _MOST_CONFIGS:
+        _configs.clear()
+    _configs[options] = config
+    return config
+
+
+def _listed(
+    names: list[str],
+    params: Mapping[str, Any],
+    grads: Any,
+    states: tuple[Any, ...],
+    steps: Any,
+) -> tuple[list[Any], list[Any], tuple[list[Any] | None, ...], list[int]]:
+    """Return dicts of arrays as lists, in the order of the parameters."""
+    if not isinstance(grads, Mapping):
+        raise TypeError(f"grads must be a dict like params, got {type(grads).__name__}")
+    for name in grads:
+        if name not in params:
+            raise KeyError(f"grads has {name!r}, which is not in params")
+    labels = ("moment1", "moment2", "vhat", "master", "ema", "delta")
+    return (
+        [params[name] for name in names],
+        [grads.get(name) for name in names],
+        tuple(
+            None if state is None else _in_order(names, label, state)
+            for label, state in zip(labels, states, strict=True)
+        ),
+        _in_order(names, "steps", steps),
+    )
+
+
+def _in_order(names: list[str], label: str, given: Any) -> list[Any]:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{label} must be a dict like params, got {type(given).__name__}")
+    for name in names:
+        if name not in given:
+            raise KeyError(f"{label} must have {name!r}, as params has")
+    return [given[name] for name in names]
+
+
+def _with_delta(
+    names: list[str] | None, params: Any, states: tuple[Any, ...], delta: Any
+) -> tuple[tuple[Any, ...], list[Any]]:
+    """Return the states with places for what the parameters change by, which are zero."""
+    if delta is None:
+        deltas: list[Any] = [np.zeros_like(parameter_array(param)) for param in params]
+    else:
+        deltas = list(delta) if names is None else _in_order(names, "delta", delta)
+        for array in deltas:
+            array[...] = 0
+    return (*states[:-1], deltas), deltas
+
+
+def _update_any(config: _core.AdamConfig, params: Any, grads: Any, states: Any, *rest: Any) -> bool:
+    """Update arrays of any library, which are brought into forms that the native side reads."""
+    written = [_written(f"params[{i}]", param) for i, param in enumerate(params)]
+    like = [
+        _laid_out(gradient(grad, param, f"grads[{i}]"), param) if grad is not None else None
+        for i, (grad, param) in enumerate(zip(grads, written, strict=True))
+    ]
+    labels = ("moment1", "moment2", "vhat", "master", "ema", "delta")
+    kept = tuple(
+        None
+        if state is None
+        else [_written(f"{label}[{i}]", array) for i, array in enumerate(state)]
+        for label, state in zip(labels, states, strict=True)
+    )
+    made = _core.update(config, written, like, kept, *rest)
+    if made is NotImplemented:
+        raise TypeError("params, grads and state must be arrays of a float type, of one device")
+    return bool(made)
+
+
+def _written(label: str, array: Any) -> Any:
+    """Return an array that is written as the native side takes it."""
+    try:
+        found = device_parameter(array)
+        return parameter_array(array) if found is None else found
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("data must", f"{label} must", 1)) from None
+
+
+def _laid_out(grad: Any, param: Any) -> Any:
+    """Return a gradient whose elements lie like those of its parameter."""
+    if not isinstance(grad, np.ndarray) or param.flags.c_contiguous:
+        return grad
+    copy = np.empty_like(param, dtype=grad.dtype)
+    copy[...] = grad
+    return copy
