@@ -1,6 +1,6 @@
 """Files that earlier versions have written load, and go on with the bits that those versions gave.
 
-`tests/old_checkpoints` holds, by version and case, the file after 3 steps and the one after 6.  With
+`tests/old_checkpoints` holds, by version and case, the file after 3 steps and the one after 6. With
 that version installed, ``python tests/test_old_checkpoints.py VERSION`` has written them.
 """
 
@@ -45,7 +45,9 @@ def int8_moments():
         adamas.Parameter(exact_values((9, 70), ml_dtypes.bfloat16, 4), name="table"),
         adamas.Parameter(exact_values((300,), np.float32, 5)),
     ]
-    return adamas.Adam(params, 0.02, state_dtype="int8", master_weights=True, seed=5, loss_scale=4.0)
+    return adamas.Adam(
+        params, 0.02, state_dtype="int8", master_weights=True, seed=5, loss_scale=4.0
+    )
 
 
 def mindspore_catch_up():

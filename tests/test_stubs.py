@@ -10,7 +10,6 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -181,7 +180,7 @@ def test_annotations_can_be_read_at_run_time():
     for function in (adamas.Adam, adamas.AdamWeightDecay, adamas.Parameter, adamas.RowTensor):
         hints = get_type_hints(function.__init__)
         assert hints.keys() >= set(inspect.signature(function).parameters)
-    assert get_type_hints(adamas.Adam.__call__)["grads"] == Sequence[adamas.typing.Gradient]
+    assert get_type_hints(adamas.Adam.__call__)["grads"] == adamas.typing.Grads
     assert get_type_hints(adamas.typing.Group)["lr"] == adamas.typing.LearningRate
 
 

@@ -170,6 +170,8 @@ class Adam(Optimizer):
     array([0.9, 0.9, 0.9], dtype=float32)
     """
 
+    __slots__ = ()
+
     def __init__(
         self,
         params: Params,
@@ -271,6 +273,8 @@ class AdamWeightDecay(Optimizer):
     >>> optimizer((np.full(3, 0.5, np.float32),))
     True
     """
+
+    __slots__ = ()
 
     def __init__(
         self,

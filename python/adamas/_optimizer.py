@@ -5,22 +5,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, get_args, overload
 
-from . import _core, _groups
+from . import _core, _groups, _named
 from . import _validation as validation
 from ._arrays import FloatArray, gradient
 from ._device_arrays import stream_number
 from ._fork import add_lock
-from ._groups import Defaults
+from ._groups import GroupOptions, Member
 from ._parameter import Parameter
+from ._parameter_group import ParameterGroup
 from ._rates import Rate, RateBook
 from ._state import OptimizerState
-from .typing import Gradient, LearningRate, Params, Target, WeightDecay
+from ._step_rates import StepRates
+from ._strict import Strict
+from .typing import Gradient, Grads, LearningRate, Params, Target, WeightDecay
 
 
-class Optimizer:
+class Optimizer(Strict):
     """Base of `Adam` and `AdamWeightDecay`, which document the parameters of the constructor."""
+
+    # No others can be set by mistake; subclasses of users have a __dict__.
+    __slots__ = (
+        "__weakref__",
+        "_book",
+        "_config",
+        "_defaults",
+        "_grouped",
+        "_index",
+        "_is_plain",
+        "_lock",
+        "_members",
+        "_native",
+        "_native_step",
+        "_rates",
+        "_rates_of_capture",
+        "_state",
+        "_submitted",
+        "_target",
+        "_unique",
+        "_worker",
+    )
 
     def __init__(
         self,
@@ -29,12 +55,17 @@ class Optimizer:
         weight_decay: WeightDecay,
         config: _core.AdamConfig,
     ) -> None:
-        book = RateBook()
-        self._defaults = Defaults(
-            book.learning_rate("learning_rate", learning_rate),
-            book.weight_decay("weight_decay", weight_decay),
+        self._book = RateBook()
+        self._defaults = GroupOptions(
+            self._book.learning_rate("learning_rate", learning_rate),
+            self._book.weight_decay("weight_decay", weight_decay),
         )
-        self._options, self._grouped = _groups.resolve(params, self._defaults, book)
+        members, groups, self._grouped = _groups.resolve(params, self._defaults, self._book)
+        self._assemble(members, groups, config)
+
+    def _assemble(
+        self, members: list[Member], groups: list[GroupOptions], config: _core.AdamConfig
+    ) -> None:
         # Around the schedules and the native call that belong together.
         self._lock: AbstractContextManager[object] = nullcontext()
         if config.use_locking:
@@ -42,53 +73,41 @@ class Optimizer:
         self._worker: ThreadPoolExecutor | None = None
         self._submitted: list[Future[None]] = []
         self._unique = True
-
-        self._index = {id(option.parameter): i for i, option in enumerate(self._options)}
-
-        pairs = [(option.learning_rate, option.weight_decay) for option in self._options]
-        places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
-        self._pairs: list[tuple[Rate, Rate]] = list(places)
-        self._native = _core.Optimizer(
-            [
-                _core.ParameterSpec(
-                    option.parameter.memory,
-                    option.name,
-                    places[pair],
-                    option.grad_centralization,
-                )
-                for option, pair in zip(self._options, pairs, strict=True)
-            ],
-            config,
-            gradient,
+        self._members = members
+        self._index = {id(member.parameter): i for i, member in enumerate(members)}
+        self._rates = StepRates(
+            [group.learning_rate for group in groups],
+            [group.weight_decay for group in groups],
+            list(dict.fromkeys((member.group, member.decays) for member in members)),
         )
+        self._native = _core.Optimizer([self._spec(member) for member in members], config, gradient)
         self._config = self._native.config  # what steps compute with
         self._target: Target = "CPU" if self._native.device < 0 else "GPU"
-        self._state = OptimizerState(self._native, self._options)
+        self._state = OptimizerState(self._native, members)
         self._native_step = self._native.step  # bound once: a step of a small model is microseconds
         self._is_plain = not (config.use_locking or config.capturable)
         # A step that is being captured takes its rates from the device.
-        self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._pairs))
-        is_static = all(lr.constant and decay.constant for lr, decay in self._pairs)
-        self._static_rates = self._rates_at(0) if is_static else None
+        self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._rates.indices))
+
+    def _spec(self, member: Member) -> _core.ParameterSpec:
+        return _core.ParameterSpec(
+            member.parameter.memory,
+            member.name,
+            self._rates.indices.index((member.group, member.decays)),
+            member.grad_centralization,
+        )
 
     def _lr_at(self, rate: Rate, step: int) -> float:
         return self._native.used_learning_rate(rate.at(step))
 
-    def _rates_at(self, step: int) -> _core.Rates:
-        """Ask each distinct learning rate and weight decay once."""
-        values: dict[Rate, float] = {}
-        for rate in (rate for pair in self._pairs for rate in pair):
-            if rate not in values:
-                values[rate] = rate.at(step)
-        return _core.Rates([(values[lr], values[decay]) for lr, decay in self._pairs])
-
-    def __call__(self, grads: Sequence[Gradient], *, stream: Any = None) -> bool:
+    def __call__(self, grads: Grads, *, stream: Any = None) -> bool:
         """Make one step: update every parameter in place.
 
         Parameters
         ----------
-        grads : tuple or list of arrays or RowTensor
-            The gradients in the order of `parameters`, each with its parameter's shape. Sparse ones
+        grads : tuple or list of arrays or RowTensor, or dict of them
+            The gradients in the order of `parameters`, each with its parameter's shape; or under
+            the names of the parameters, where a dict in a dict adds its key and a dot. Sparse ones
             are a `RowTensor`, a SciPy sparse matrix or a torch sparse COO tensor over rows.
             C-contiguous arrays of the parameter's type, or of any of float32, float16 and bfloat16
             unless the parameter is float64, are read where they lie. A gradient is only read, so
@@ -110,8 +129,10 @@ class Optimizer:
         Raises
         ------
         TypeError
-            If ``grads`` is neither tuple nor list, a gradient is not an array of a float type, or
-            row indices are not int32 or int64.
+            If ``grads`` is neither tuple nor list nor dict, a gradient is not an array of a float
+            type, or row indices are not int32 or int64.
+        KeyError
+            If a name is not that of a parameter.
         ValueError
             If the number of gradients or a shape is wrong, a gradient shares memory with a
             parameter or the state, a parameter was made read-only, a schedule returned a negative
@@ -132,25 +153,28 @@ class Optimizer:
         not made, and a later call says so instead of being made itself. Gradients that were made on
         another stream than that of the step must be kept until the step is done there.
         """
-        if stream is None and self._is_plain:
-            self._native_step(grads, self._static_rates or self._rates())
-        else:
-            self._ordered_step(grads, stream_number(stream))
-        return True
+        try:
+            if stream is None and self._is_plain:
+                self._native_step(grads, self._rates.constant or self._next_rates())
+            else:
+                self._ordered_step(grads, stream_number(stream))
+            return True
+        except TypeError:  # asked about dicts only here: a step of a small model is microseconds
+            if not isinstance(grads, Mapping):
+                raise
+        return self(_named.in_order(grads, [m.name for m in self._members]), stream=stream)
 
-    def _ordered_step(self, grads: Sequence[Gradient], stream: int | None) -> None:
+    def _ordered_step(self, grads: Grads, stream: int | None) -> None:
         with self._lock:
             is_captured = self._config.capturable and self._native.is_capturing(grads, stream)
-            rates = self._rates_of_capture if is_captured else self._rates()
+            rates = self._rates_of_capture if is_captured else self._next_rates()
             self._native_step(grads, rates, stream)
 
     step = __call__
 
-    def _rates(self) -> _core.Rates:
+    def _next_rates(self) -> _core.Rates:
         """Return the learning rates and weight decays of the next step."""
-        if self._static_rates is not None:
-            return self._static_rates
-        return self._rates_at(self._native.global_step)
+        return self._rates.constant or self._rates.at(self._native.global_step)
 
     def refresh_rates(self, step: int | None = None, *, stream: Any = None) -> None:
         """Send the learning rates and weight decays that replays of captured steps use from now on.
@@ -170,7 +194,7 @@ class Optimizer:
         """
         number = stream_number(stream) or 0
         with self._lock:
-            rates = self._rates() if step is None else self._rates_at(step)
+            rates = self._next_rates() if step is None else self._rates.at(step)
             self._native.set_rates(rates, number)
 
     def begin_step(self) -> None:
@@ -188,7 +212,7 @@ class Optimizer:
             ``skip_nonfinite``), which needs all gradients first.
         """
         with self._lock:
-            self._native.begin_step(self._rates())
+            self._native.begin_step(self._next_rates())
 
     def apply(self, param: Parameter, grad: Gradient, *, stream: Any = None) -> None:
         """Update one parameter of the open step as soon as its gradient exists.
@@ -256,7 +280,7 @@ class Optimizer:
     @property
     def parameters(self) -> list[Parameter]:
         """The parameters in update order, which is the order of the gradients."""
-        return [option.parameter for option in self._options]
+        return [member.parameter for member in self._members]
 
     @property
     def moment1(self) -> list[FloatArray]:
@@ -353,15 +377,69 @@ class Optimizer:
     def unique(self, value: bool) -> None:
         self._unique = validation.flag("unique", value)
 
+    @property
+    def groups(self) -> list[ParameterGroup]:
+        """The groups in the order in which they were given: live views, whose options can be set.
+
+        All parameters are one group where no groups were given.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adamas import Adam, Parameter
+        >>> optimizer = Adam([Parameter(np.ones(2, np.float32), name="weight")])
+        >>> optimizer.groups[0].lr = 3e-4
+        >>> optimizer.get_lr()
+        0.0003
+        """
+        return [ParameterGroup(self, i) for i in range(len(self._rates.learning_rates))]
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        """The learning rate, as it was given. Set, it is that of all groups from the next step on.
+
+        It takes all forms that the constructor takes; step i of a vector is still `global_step` i.
+        AttributeError if groups have different ones: look at `groups` then.
+        """
+        shared: LearningRate = self._of_all_groups("lr", self._rates.learning_rates)
+        return shared
+
+    @learning_rate.setter
+    def learning_rate(self, value: LearningRate) -> None:
+        rate = self._book.learning_rate("learning_rate", value)
+        with self._lock:
+            self._defaults = replace(self._defaults, learning_rate=rate)
+            self._rates.set_learning_rates(range(len(self._rates.learning_rates)), rate)
+
+    @property
+    def weight_decay(self) -> WeightDecay:
+        """The weight decay, as `learning_rate`."""
+        shared: WeightDecay = self._of_all_groups("weight_decay", self._rates.weight_decays)
+        return shared
+
+    @weight_decay.setter
+    def weight_decay(self, value: WeightDecay) -> None:
+        rate = self._book.weight_decay("weight_decay", value)
+        with self._lock:
+            self._defaults = replace(self._defaults, weight_decay=rate)
+            self._rates.set_weight_decays(range(len(self._rates.weight_decays)), rate)
+
+    def _of_all_groups(self, name: str, rates: Sequence[Rate]) -> Any:
+        first = rates[0].source
+        if all(rate is rates[0] or rate.source == first for rate in rates):
+            return first
+        raise AttributeError(f"groups differ in it: see groups[i].{name}")
+
     def get_lr(self) -> float | tuple[float, ...]:
         """Return the learning rate that the next step uses.
 
         One float, or with groups a tuple of one for each parameter in update order.
         """
         step = self.global_step
+        rates = self._rates.learning_rates
         if not self._grouped:
-            return self._lr_at(self._defaults.learning_rate, step)
-        return tuple(self._lr_at(option.learning_rate, step) for option in self._options)
+            return self._lr_at(rates[0], step)
+        return tuple(self._lr_at(rates[member.group], step) for member in self._members)
 
     def get_weight_decay(self) -> float | tuple[float, ...]:
         """Return the weight decay that the next step uses, not multiplied by the loss scale.
@@ -370,9 +448,10 @@ class Optimizer:
         groups, parameters named "beta" or "gamma" are not decayed whatever this says.
         """
         step = self.global_step
+        rates = self._rates.weight_decays
         if not self._grouped:
-            return self._defaults.weight_decay.at(step)
-        return tuple(option.weight_decay.at(step) for option in self._options)
+            return rates[0].at(step)
+        return tuple(rates[member.group].at(step) for member in self._members)
 
     @overload
     def get_lr_parameter(self, param: Parameter) -> float: ...
@@ -505,8 +584,8 @@ class Optimizer:
             self._state.load(state)
 
     def _lr_of(self, param: Any) -> float:
-        option = self._options[self._position(param)]
-        return self._lr_at(option.learning_rate, self.global_step)
+        member = self._members[self._position(param)]
+        return self._lr_at(self._rates.learning_rates[member.group], self.global_step)
 
     def _position(self, param: Any) -> int:
         """Return where a parameter stands in update order."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from . import _core
 from . import _validation as validation
-from ._groups import ParameterOptions
+from ._groups import Member
 
 VERSION = 1
 
@@ -36,18 +36,18 @@ class OptimizerState:
 
     Parameters
     ----------
-    native, options
+    native, members
         The parts of the optimizer.
     """
 
-    def __init__(self, native: _core.Optimizer, options: Sequence[ParameterOptions]) -> None:
+    def __init__(self, native: _core.Optimizer, members: Sequence[Member]) -> None:
         self._native = native
         self._config = native.config
-        self._options = options
+        self._members = members
 
     def arrays(self, kind: _core.StateKind) -> list[Any]:
         """Return one kind of state of each parameter, in update order; None where it has none."""
-        return [self._native.state(kind, i) for i in range(len(self._options))]
+        return [self._native.state(kind, i) for i in range(len(self._members))]
 
     def take(self, *, parameters: bool) -> dict[str, Any]:
         """Return a copy of everything that decides later steps.
@@ -65,12 +65,12 @@ class OptimizerState:
         native, config = self._native, self._config
         entries: dict[str, dict[str, Any]] = {}
         copies = []
-        for i, option in enumerate(self._options):
-            entry = _description(native, option, i)
-            for kind, (shape, dtype) in _layout(native, option, i, parameters).items():
+        for i, member in enumerate(self._members):
+            entry = _description(native, member, i)
+            for kind, (shape, dtype) in _layout(native, member, i, parameters).items():
                 entry[kind] = np.empty(shape, dtype)
                 copies.append((i, _kind(kind), entry[kind]))
-            entries[option.name] = entry
+            entries[member.name] = entry
         counters, _ = native.save(copies)
         return {
             "version": VERSION,
@@ -99,15 +99,15 @@ class OptimizerState:
         _check_state(state)
         _check_equal("state['options']", state["options"], _options(config))
         entries = state["parameters"]
-        _check_names(entries, [option.name for option in self._options], config)
+        _check_names(entries, [member.name for member in self._members], config)
         with_param = any(
             "param" in _mapping(_label(name), entry) for name, entry in entries.items()
         )
         copies = []
-        for i, option in enumerate(self._options):
-            entry = entries[option.name]
-            layout = _layout(native, option, i, with_param)
-            _check_entry(option.name, entry, _description(native, option, i), layout)
+        for i, member in enumerate(self._members):
+            entry = entries[member.name]
+            layout = _layout(native, member, i, with_param)
+            _check_entry(member.name, entry, _description(native, member, i), layout)
             copies += [(i, _kind(kind), np.require(entry[kind], None, "C")) for kind in layout]
         native.load(copies, _counters(state))
 
@@ -117,21 +117,17 @@ def _kind(name: str) -> _core.StateKind | None:
     return None if name == "param" else _core.StateKind[name]
 
 
-def _layout(
-    native: _core.Optimizer, option: ParameterOptions, position: int, with_param: bool
-) -> _Layout:
+def _layout(native: _core.Optimizer, member: Member, position: int, with_param: bool) -> _Layout:
     """Return the shape and type of each array that belongs to a parameter, as it is stored."""
     layout = {kind.name: place for kind, place in native.layout(position).items()}
     if with_param:
-        layout["param"] = option.parameter.shape, option.parameter.dtype
+        layout["param"] = member.parameter.shape, member.parameter.dtype
     return layout
 
 
-def _description(
-    native: _core.Optimizer, option: ParameterOptions, position: int
-) -> dict[str, Any]:
+def _description(native: _core.Optimizer, member: Member, position: int) -> dict[str, Any]:
     return {
-        "dtype": option.parameter.dtype.name,
+        "dtype": member.parameter.dtype.name,
         "grad_centralization": native.centralizes(position),
     }
 
