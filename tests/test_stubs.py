@@ -17,7 +17,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 import adamas
-from adamas import _core, _state
+from adamas import _core, _options
 from helpers import run_python
 
 HOME = Path(adamas.__file__).resolve().parent
@@ -172,8 +172,8 @@ def test_a_users_mistakes_are_found(checker, lines_with_errors):
 def test_types_list_the_choices_that_there_are():
     assert set(get_args(adamas.typing.Numerics)) == set(_core.Numerics.__members__)
     assert set(get_args(adamas.typing.RowPolicy)) == set(_core.RowPolicy.__members__)
-    assert set(get_args(adamas.typing.StateDtype)) == set(_state.STATE_FORMATS)
-    assert set(_state.STATE_FORMATS.values()) == set(_core.StateFormat)
+    assert set(get_args(adamas.typing.StateDtype)) == set(_options.STATE_FORMATS)
+    assert set(_options.STATE_FORMATS.values()) == set(_core.StateFormat)
 
 
 def test_annotations_can_be_read_at_run_time():

@@ -8,7 +8,7 @@ from typing import NoReturn as Never  # what typing calls it from Python 3.11 on
 from . import _core
 from . import _validation as validation
 from ._optimizer import Optimizer
-from ._state import STATE_FORMATS
+from ._options import STATE_FORMATS
 from .typing import LearningRate, Numerics, Params, RowPolicy, StateDtype, WeightDecay
 
 _MAX_THREADS = 4096
@@ -232,6 +232,15 @@ class Adam(Optimizer):
         super().__init__(params, learning_rate, weight_decay, config)
 
 
+_OPTIONS_WITHOUT_BIAS_CORRECTION = {
+    **Optimizer._usual_options,
+    "eps": 1e-6,
+    "numerics": "mindspore",
+    "bias_correction": False,
+    "decoupled_weight_decay": True,
+}
+
+
 class AdamWeightDecay(Optimizer):
     r"""Adam with decoupled weight decay and without bias correction, as in BERT's training.
 
@@ -275,6 +284,7 @@ class AdamWeightDecay(Optimizer):
     """
 
     __slots__ = ()
+    _usual_options = _OPTIONS_WITHOUT_BIAS_CORRECTION
 
     def __init__(
         self,

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, get_args, overload
+from typing import Any, ClassVar, get_args, overload
+from typing import NoReturn as Never  # what typing calls it from Python 3.11 on
 
-from . import _core, _groups, _named
+from . import _copying, _core, _face, _groups, _named, _options
 from . import _validation as validation
 from ._arrays import FloatArray, gradient
 from ._device_arrays import stream_number
@@ -32,6 +33,7 @@ class Optimizer(Strict):
         "_book",
         "_config",
         "_defaults",
+        "_given",
         "_grouped",
         "_index",
         "_is_plain",
@@ -47,6 +49,8 @@ class Optimizer(Strict):
         "_unique",
         "_worker",
     )
+    # What a subclass has unless told otherwise, which its repr leaves out.
+    _usual_options: ClassVar[Mapping[str, Any]] = _options.plain(_core.AdamConfig())
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Optimizer(Strict):
     def _assemble(
         self, members: list[Member], groups: list[GroupOptions], config: _core.AdamConfig
     ) -> None:
+        self._given = config
         # Around the schedules and the native call that belong together.
         self._lock: AbstractContextManager[object] = nullcontext()
         if config.use_locking:
@@ -582,6 +587,49 @@ class Optimizer(Strict):
         """
         with self._lock:
             self._state.load(state)
+
+    def summary(self) -> str:
+        """Return a table of all parameters: sizes, groups, next rates, bytes of state.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adamas import Adam, Parameter
+        >>> names = ("weight", "bias")
+        >>> optimizer = Adam([Parameter(np.ones(3, np.float32), name) for name in names])
+        >>> print(optimizer.summary())
+        name    shape    dtype  elements  group     lr  weight_decay  state
+        weight  (3,)   float32         3      0  0.001             0   24 B
+        bias    (3,)   float32         3      0  0.001             0   24 B
+        total                          6                               48 B
+        """
+        return _face.text_table(self)
+
+    def __repr__(self) -> str:
+        return _face.described(self)
+
+    def _repr_html_(self) -> str:
+        return _face.html(self)
+
+    def __len__(self) -> int:
+        """Return the number of parameters."""
+        return len(self._members)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return _copying.parts(self)
+
+    def __setstate__(self, parts: dict[str, Any]) -> None:
+        _copying.put_together(self, parts)
+
+    def __copy__(self) -> Never:
+        raise TypeError(
+            f"copy.copy() would give two optimizers over the same memory; copy.deepcopy() gives an "
+            f"independent {type(self).__name__}"
+        )
 
     def _lr_of(self, param: Any) -> float:
         member = self._members[self._position(param)]

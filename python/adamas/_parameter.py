@@ -9,6 +9,7 @@ import numpy as np
 
 from . import _core
 from ._arrays import Array, FloatArray, parameter_array
+from ._copyable import check_copyable
 from ._device_arrays import device_parameter
 
 
@@ -98,6 +99,17 @@ class Parameter:
         if copy is False:
             raise ValueError(f"a view of {self.dtype} memory as {np.dtype(dtype)} needs a copy")
         return self._array.astype(dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy.deepcopy take: the data itself, unless it has no copy."""
+        check_copyable(self._data, f"parameter {self._name!r}")
+        known = ("_array", "_data", "_name")
+        attributes = {name: value for name, value in vars(self).items() if name not in known}
+        return {"data": self._data, "name": self._name, "attributes": attributes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Parameter.__init__(self, state["data"], state["name"])
+        vars(self).update(state["attributes"])
 
     def __repr__(self) -> str:
         return f"Parameter(name={self.name!r}, shape={self.shape}, dtype={self.dtype.name})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import _face
 from ._parameter import Parameter
 from ._strict import Strict
 
@@ -74,6 +75,9 @@ class ParameterGroup(Strict):
             for member in self._optimizer._members
             if member.group == self._place
         )
+
+    def __repr__(self) -> str:
+        return f"ParameterGroup({_face.group(self._optimizer, self._place)})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ParameterGroup):

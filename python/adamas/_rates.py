@@ -93,14 +93,6 @@ class _Pulled:
                 self._taken.extend(islice(self._rest, max(0, step + 1 - len(self._taken))))
         return _checked(f"{self._name}[{step}]", _item(self._name, self._taken, step))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        if iter(self.source) is self.source:
-            raise TypeError(
-                f"{self._name} is an iterator ({type(self.source).__name__}), which has no copy: "
-                "use a list, an array or a LearningRateSchedule"
-            )
-        return type(self), (self._name, self.source)
-
 
 class _Called:
     """What a function of the step returns."""

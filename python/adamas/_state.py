@@ -9,26 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from . import _core
+from . import _core, _options
 from . import _validation as validation
 from ._groups import Member
 
 VERSION = 1
 
 _Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
-
-# What is called by its type: float32 (float64 for float64 parameters), as it is computed.
-_REAL = "float32"
-# By the name that users know.
-STATE_FORMATS = {
-    _REAL if member is _core.StateFormat.real else member.name: member
-    for member in _core.StateFormat
-}
 
 
 class OptimizerState:
@@ -79,7 +70,7 @@ class OptimizerState:
             "last_step_skipped": counters.last_step_skipped,
             "last_grad_norm": counters.last_grad_norm,
             "loss_scale": counters.loss_scale,
-            "options": _options(config),
+            "options": _options.plain(config, _core.DECIDING_OPTIONS),
             "parameters": entries,
         }
 
@@ -97,7 +88,9 @@ class OptimizerState:
         """
         native, config = self._native, self._config
         _check_state(state)
-        _check_equal("state['options']", state["options"], _options(config))
+        _check_equal(
+            "state['options']", state["options"], _options.plain(config, _core.DECIDING_OPTIONS)
+        )
         entries = state["parameters"]
         _check_names(entries, [member.name for member in self._members], config)
         with_param = any(
@@ -130,19 +123,6 @@ def _description(native: _core.Optimizer, member: Member, position: int) -> dict
         "dtype": member.parameter.dtype.name,
         "grad_centralization": native.centralizes(position),
     }
-
-
-def _options(config: _core.AdamConfig) -> dict[str, Any]:
-    """Return the options that decide the bits of later steps, by the names that users know."""
-    options: dict[str, Any] = {}
-    for name in _core.DECIDING_OPTIONS:
-        value = getattr(config, name)
-        options[name] = value.name if isinstance(value, Enum) else value
-    options["max_grad_norm"] = config.max_grad_norm or None
-    # Under its other name, in the same place.
-    names = {"state_format": "state_dtype"}
-    options["state_format"] = options["state_format"].replace("real", _REAL)
-    return {names.get(name, name): value for name, value in options.items()}
 
 
 # The checks
