@@ -565,7 +565,7 @@ def test_two_parameters_that_share_memory(make, shift):
 
 
 @both
-@pytest.mark.parametrize("key", ["learning_rate", "param", "beta1", "", 1])
+@pytest.mark.parametrize("key", ["learning_rate", "param", "betas", "", 1])
 def test_unknown_group_keys(make, key):
     refuse(make, KeyError, "params[0]", params=[{"params": one_parameter(), key: 1}])
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import _core, _options
 from ._groups import GroupOptions, Member
-from ._rates import Rate, RateBook
+from ._rates import RateBook
+from ._state import OptimizerState
 
 if TYPE_CHECKING:
     from ._optimizer import Optimizer
@@ -28,12 +29,12 @@ def parts(optimizer: Optimizer) -> dict[str, Any]:
         If a step in parts is open.
     """
     rates = optimizer._rates
-    groups = zip(rates.learning_rates, rates.weight_decays, strict=True)
+    groups = zip(rates.learning_rates, rates.weight_decays, optimizer._configs, strict=True)
     return {
         "adamas": _core.__version__,
         "options": _options.plain(optimizer._given),
-        "defaults": _sources(optimizer._defaults.learning_rate, optimizer._defaults.weight_decay),
-        "groups": [_sources(*pair) for pair in groups],
+        "defaults": _described(optimizer._defaults),
+        "groups": [_described(GroupOptions(*group)) for group in groups],
         "grouped": optimizer._grouped,
         "members": [
             {
@@ -46,20 +47,21 @@ def parts(optimizer: Optimizer) -> dict[str, Any]:
             for member in optimizer._members
         ],
         "unique": optimizer._unique,
-        "state": optimizer._state.take(parameters=False),
+        "state": OptimizerState(optimizer).take(parameters=False),
         "attributes": dict(getattr(optimizer, "__dict__", {})),  # of a user's subclass
     }
 
 
-def _sources(learning_rate: Rate, weight_decay: Rate) -> dict[str, Any]:
-    source = learning_rate.source
+def _described(group: GroupOptions) -> dict[str, Any]:
+    source = group.learning_rate.source
     if hasattr(source, "__next__"):
         raise TypeError(
             f"an optimizer whose learning rate is an iterator ({type(source).__name__}) can't be "
             "copied or pickled, because iterators can't be copied; use a list, an array or a "
             "LearningRateSchedule"
         )
-    return {"lr": source, "weight_decay": weight_decay.source}
+    options = _options.plain(group.config, _options.GROUP_OPTIONS)
+    return {"lr": source, "weight_decay": group.weight_decay.source, **options}
 
 
 def put_together(optimizer: Optimizer, made: dict[str, Any]) -> None:
@@ -80,21 +82,27 @@ def put_together(optimizer: Optimizer, made: dict[str, Any]) -> None:
 def _put_together(optimizer: Optimizer, made: dict[str, Any]) -> None:
     for name, value in made["attributes"].items():
         object.__setattr__(optimizer, name, value)
-    book = optimizer._book = RateBook()
+    optimizer._book = RateBook()
     optimizer._grouped = made["grouped"]
-    optimizer._defaults = _rates(made["defaults"], book, "learning_rate", "weight_decay")
+    config = _options.config_of(made["options"])
+    optimizer._defaults = _group(optimizer, made["defaults"], config, "learning_rate")
     groups = [
-        _rates(group, book, f"groups[{i}].lr", f"groups[{i}].weight_decay")
+        _group(optimizer, group, config, f"groups[{i}].lr")
         for i, group in enumerate(made["groups"])
     ]
     members = [Member(**member) for member in made["members"]]
-    optimizer._assemble(members, groups, _options.config_of(made["options"]))
+    optimizer._assemble(members, groups, config)
     optimizer._unique = made["unique"]
-    optimizer._state.load(made["state"])
+    OptimizerState(optimizer).load(made["state"])
 
 
-def _rates(sources: dict[str, Any], book: RateBook, *names: str) -> GroupOptions:
+def _group(
+    optimizer: Optimizer, described: dict[str, Any], config: _core.AdamConfig, name: str
+) -> GroupOptions:
+    own = {key: value for key, value in described.items() if key not in ("lr", "weight_decay")}
+    book = optimizer._book
     return GroupOptions(
-        book.learning_rate(names[0], sources["lr"]),
-        book.weight_decay(names[1], sources["weight_decay"]),
+        book.learning_rate(name, described["lr"]),
+        book.weight_decay("weight_decay", described["weight_decay"]),
+        _options.config_of({**_options.plain(config), **own}),
     )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ._groups import Member
     from ._optimizer import Optimizer
     from ._rates import Rate
+    from ._settings import Settings
 
 _MAX_GROUPS = 8  # that are described one by one
 _MAX_ROWS = 60  # of a table in a notebook
@@ -51,16 +52,19 @@ def _sizes(optimizer: Optimizer) -> str:
     )
 
 
-def group(optimizer: Optimizer, place: int) -> str:
+def group(optimizer: Settings, place: int) -> str:
     """Return what the parameters of a group are, and what applies to them."""
     members = [member for member in optimizer._members if member.group == place]
     shown = _rates_shown(optimizer, place, "lr")
+    own = _options.plain(optimizer._configs[place], _options.GROUP_OPTIONS)
+    usual = _options.plain(optimizer._defaults.config)
+    shown += [f"{name}={value!r}" for name, value in own.items() if value != usual[name]]
     if any(member.grad_centralization for member in members):
         shown.append("grad_centralization=True")
     return f"{_amount(members)}; {', '.join(shown)}"
 
 
-def _rates_shown(optimizer: Optimizer, place: int, name: str) -> list[str]:
+def _rates_shown(optimizer: Settings, place: int, name: str) -> list[str]:
     rates = optimizer._rates
     shown = [f"{name}={_source(rates.learning_rates[place])}"]
     decay = _source(rates.weight_decays[place])

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import _named
+from . import _core, _named, _options
 from . import _validation as validation
 from ._parameter import Parameter
 from ._rates import Rate, RateBook
 
-_KEYS = ("params", "lr", "weight_decay", "grad_centralization", "order_params")
+_KEYS = (
+    *("params", "lr", "weight_decay", "grad_centralization", "order_params"),
+    *_options.GROUP_OPTIONS,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class GroupOptions:
 
     learning_rate: Rate
     weight_decay: Rate
+    config: _core.AdamConfig
     grad_centralization: bool = False
 
 
@@ -178,7 +182,14 @@ def _group_options(
     centralize = validation.flag(
         f"{label}['grad_centralization']", group.get("grad_centralization", False)
     )
-    return GroupOptions(learning_rate, weight_decay, centralize)
+    config = defaults.config.copy()
+    for name in _options.GROUP_OPTIONS:
+        if name in group:
+            value = _options.of_group(
+                name, f"{label}[{name!r}]", group[name], allow_zero=config.allow_zero
+            )
+            setattr(config, name, value)
+    return GroupOptions(learning_rate, weight_decay, config, centralize)
 
 
 def _members(group: Mapping[str, Any], label: str) -> list[Parameter]:

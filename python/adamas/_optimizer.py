@@ -4,46 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from typing import Any, ClassVar, get_args, overload
+from contextlib import nullcontext
+from typing import Any, ClassVar, get_args
 from typing import NoReturn as Never  # what typing calls it from Python 3.11 on
 
-from . import _copying, _core, _face, _groups, _named, _options
+from . import _copying, _core, _face, _groups, _keys, _named, _options
 from . import _validation as validation
 from ._arrays import FloatArray, gradient
 from ._device_arrays import stream_number
 from ._fork import add_lock
 from ._groups import GroupOptions, Member
 from ._parameter import Parameter
-from ._parameter_group import ParameterGroup
-from ._rates import Rate, RateBook
+from ._rates import RateBook
+from ._settings import Settings
 from ._state import OptimizerState
 from ._step_rates import StepRates
-from ._strict import Strict
-from .typing import Gradient, Grads, LearningRate, Params, Target, WeightDecay
+from .typing import Gradient, Grads, LearningRate, MissingGradients, Params, Target, WeightDecay
 
 
-class Optimizer(Strict):
+class Optimizer(Settings):
     """Base of `Adam` and `AdamWeightDecay`, which document the parameters of the constructor."""
 
     # No others can be set by mistake; subclasses of users have a __dict__.
     __slots__ = (
         "__weakref__",
-        "_book",
-        "_config",
-        "_defaults",
-        "_given",
-        "_grouped",
-        "_index",
         "_is_plain",
-        "_lock",
-        "_members",
-        "_native",
+        "_keys",
         "_native_step",
-        "_rates",
         "_rates_of_capture",
-        "_state",
         "_submitted",
         "_target",
         "_unique",
@@ -63,6 +51,7 @@ class Optimizer(Strict):
         self._defaults = GroupOptions(
             self._book.learning_rate("learning_rate", learning_rate),
             self._book.weight_decay("weight_decay", weight_decay),
+            _core.default_group(config),
         )
         members, groups, self._grouped = _groups.resolve(params, self._defaults, self._book)
         self._assemble(members, groups, config)
@@ -72,7 +61,7 @@ class Optimizer(Strict):
     ) -> None:
         self._given = config
         # Around the schedules and the native call that belong together.
-        self._lock: AbstractContextManager[object] = nullcontext()
+        self._lock = nullcontext()
         if config.use_locking:
             add_lock(self)
         self._worker: ThreadPoolExecutor | None = None
@@ -80,30 +69,47 @@ class Optimizer(Strict):
         self._unique = True
         self._members = members
         self._index = {id(member.parameter): i for i, member in enumerate(members)}
+        self._configs = [group.config for group in groups]
         self._rates = StepRates(
             [group.learning_rate for group in groups],
             [group.weight_decay for group in groups],
             list(dict.fromkeys((member.group, member.decays) for member in members)),
         )
-        self._native = _core.Optimizer([self._spec(member) for member in members], config, gradient)
-        self._config = self._native.config  # what steps compute with
+        self._check_amsgrad()
+        keys = [_keys.key_of(member.name) for member in members]
+        self._use(self._made(keys), keys)
         self._target: Target = "CPU" if self._native.device < 0 else "GPU"
-        self._state = OptimizerState(self._native, members)
-        self._native_step = self._native.step  # bound once: a step of a small model is microseconds
         self._is_plain = not (config.use_locking or config.capturable)
         # A step that is being captured takes its rates from the device.
         self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._rates.indices))
 
-    def _spec(self, member: Member) -> _core.ParameterSpec:
-        return _core.ParameterSpec(
-            member.parameter.memory,
-            member.name,
-            self._rates.indices.index((member.group, member.decays)),
-            member.grad_centralization,
-        )
+    def _made(self, keys: list[int]) -> _core.Optimizer:
+        """Return a native optimizer with a key for each parameter's stochastic rounding."""
+        places = self._rates.places
+        specs = [
+            _core.ParameterSpec(
+                member.parameter.memory,
+                member.name,
+                places[member.group, member.decays],
+                member.grad_centralization,
+                key=key,
+            )
+            for member, key in zip(self._members, keys, strict=True)
+        ]
+        configs = [self._configs[group] for group, _ in self._rates.indices]
+        return _core.Optimizer(specs, self._given, gradient, configs)
 
-    def _lr_at(self, rate: Rate, step: int) -> float:
-        return self._native.used_learning_rate(rate.at(step))
+    def _use(self, native: _core.Optimizer, keys: list[int]) -> None:
+        self._native = native
+        self._config = native.config
+        self._keys = keys
+        self._native_step = native.step  # bound once: a step of a small model is microseconds
+
+    def _check_amsgrad(self) -> None:
+        config = self._given
+        uses_amsgrad = any(group.use_amsgrad for group in (config, *self._configs))
+        if uses_amsgrad and (config.row_policy is _core.RowPolicy.lazy or config.use_offload):
+            raise ValueError("use_amsgrad must not be True together with use_lazy or use_offload")
 
     def __call__(self, grads: Grads, *, stream: Any = None) -> bool:
         """Make one step: update every parameter in place.
@@ -112,15 +118,17 @@ class Optimizer(Strict):
         ----------
         grads : tuple or list of arrays or RowTensor, or dict of them
             The gradients in the order of `parameters`, each with its parameter's shape; or under
-            the names of the parameters, where a dict in a dict adds its key and a dot. Sparse ones
-            are a `RowTensor`, a SciPy sparse matrix or a torch sparse COO tensor over rows.
-            C-contiguous arrays of the parameter's type, or of any of float32, float16 and bfloat16
-            unless the parameter is float64, are read where they lie. A gradient is only read, so
-            one that is strided, of another float width, or exported by another library (buffer
-            protocol, DLPack) is converted first, at the price of a temporary array; a value too
-            large for the type of the arithmetic becomes infinity. Integer, bool and complex arrays
-            are refused: they are mistakes more often than gradients. Gradients of parameters on a
-            CUDA device must be there too, contiguous, and are never converted.
+            the names of the parameters, where a dict in a dict adds its key and a dot. A parameter
+            whose gradient is None, or not in the dict, is left as it is, and so is its number of
+            steps (`steps`). Sparse gradients are a `RowTensor`, a SciPy sparse matrix or a torch
+            sparse COO tensor over rows. C-contiguous arrays of the parameter's type, or of any of
+            float32, float16 and bfloat16 unless the parameter is float64, are read where they lie.
+            A gradient is only read, so one that is strided, of another float width, or exported by
+            another library (buffer protocol, DLPack) is converted first, at the price of a
+            temporary array; a value too large for the type of the arithmetic becomes infinity.
+            Integer, bool and complex arrays are refused: they are mistakes more often than
+            gradients. Gradients of parameters on a CUDA device must be there too, contiguous, and
+            are never converted.
         stream : int or stream, optional
             The CUDA stream that the step is queued on, for parameters on a device: its address, or
             an object of CuPy, torch, Numba or cuda.core. Without it, the stream that a gradient's
@@ -267,11 +275,24 @@ class Optimizer(Strict):
         for update in submitted:
             update.result()
 
-    def end_step(self) -> None:
-        """Close the step; raises RuntimeError, and leaves it open, if a parameter is missing."""
+    def end_step(self, *, missing: MissingGradients = "error") -> None:
+        """Close the step.
+
+        Parameters
+        ----------
+        missing : {"error", "skip"}, keyword only
+            Whether a parameter that was not applied is an error, or has no gradient in this step
+            and is left as it is, with its number of steps (`steps`).
+
+        Raises
+        ------
+        RuntimeError
+            If a parameter is missing, which leaves the step open, or no step is open.
+        """
+        skip = validation.choice("missing", missing, get_args(MissingGradients)) == "skip"
         if self._submitted:
             self._finish_submitted()
-        self._native.end_step()
+        self._native.end_step(skip)
 
     def cancel_step(self) -> None:
         """Give up the open step, when the backward pass has failed, without counting it.
@@ -294,22 +315,31 @@ class Optimizer(Strict):
         With a ``state_dtype`` in 16 or 8 bits: read-only float32 copies. On a CUDA device: objects
         with ``__cuda_array_interface__``, ``numpy()``, which copies, and ``assign(values)``.
         """
-        return self._state.arrays(_core.StateKind.moment1)
+        return OptimizerState(self).arrays(_core.StateKind.moment1)
 
     @property
     def moment2(self) -> list[FloatArray]:
         """The second moments in update order, as `moment1`."""
-        return self._state.arrays(_core.StateKind.moment2)
+        return OptimizerState(self).arrays(_core.StateKind.moment2)
 
     @property
     def vhat(self) -> list[FloatArray]:
-        """The largest second moments so far (AMSGrad): live, writable views; else empty."""
-        return self._state.arrays(_core.StateKind.vhat) if self._config.use_amsgrad else []
+        """The largest second moments so far (AMSGrad): live, writable views; else empty.
+
+        None for parameters of groups that do without, where others do not.
+        """
+        arrays = OptimizerState(self).arrays(_core.StateKind.vhat)
+        return arrays if any(array is not None for array in arrays) else []
 
     @property
     def master_weights(self) -> list[FloatArray | None]:
         """The float32 copies of 16-bit parameters (``master_weights``), None for the others."""
-        return self._state.arrays(_core.StateKind.master)
+        return OptimizerState(self).arrays(_core.StateKind.master)
+
+    @property
+    def ema(self) -> list[FloatArray]:
+        """The averages of the parameters (``ema_decay``): live, writable views; else empty."""
+        return OptimizerState(self).arrays(_core.StateKind.ema) if self._config.ema_decay else []
 
     @property
     def last_grad_norm(self) -> float:
@@ -346,18 +376,29 @@ class Optimizer(Strict):
             self._native.global_step = number
 
     @property
-    def loss_scale(self) -> float:
-        """What the gradients of the next step are divided by; can be set between steps.
+    def steps(self) -> list[int]:
+        """The number of steps that each parameter has made, in update order; can be set.
 
-        A dynamic loss scale goes here: ``opt.loss_scale = manager.get_loss_scale()``.
+        Bias correction goes by it. It is `global_step` but for parameters that were without a
+        gradient in some steps; setting `global_step` moves all of them by the same distance.
         """
-        return self._native.loss_scale
+        return self._native.steps
 
-    @loss_scale.setter
-    def loss_scale(self, value: float) -> None:
-        scale = validation.loss_scale("loss_scale", value)
+    @steps.setter
+    def steps(self, values: Sequence[int]) -> None:
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"steps must be a list or tuple, got {validation.shown(values)}")
+        if len(values) != len(self._members):
+            raise ValueError(
+                f"steps must hold one number for each of the {len(self._members)} parameters, got "
+                f"{len(values)}"
+            )
+        numbers = [
+            validation.integer(f"steps[{i}]", value, minimum=0, maximum=2**62)
+            for i, value in enumerate(values)
+        ]
         with self._lock:
-            self._native.loss_scale = scale
+            self._native.steps = numbers
 
     @property
     def target(self) -> Target:
@@ -381,105 +422,6 @@ class Optimizer(Strict):
     @unique.setter
     def unique(self, value: bool) -> None:
         self._unique = validation.flag("unique", value)
-
-    @property
-    def groups(self) -> list[ParameterGroup]:
-        """The groups in the order in which they were given: live views, whose options can be set.
-
-        All parameters are one group where no groups were given.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from adamas import Adam, Parameter
-        >>> optimizer = Adam([Parameter(np.ones(2, np.float32), name="weight")])
-        >>> optimizer.groups[0].lr = 3e-4
-        >>> optimizer.get_lr()
-        0.0003
-        """
-        return [ParameterGroup(self, i) for i in range(len(self._rates.learning_rates))]
-
-    @property
-    def learning_rate(self) -> LearningRate:
-        """The learning rate, as it was given. Set, it is that of all groups from the next step on.
-
-        It takes all forms that the constructor takes; step i of a vector is still `global_step` i.
-        AttributeError if groups have different ones: look at `groups` then.
-        """
-        shared: LearningRate = self._of_all_groups("lr", self._rates.learning_rates)
-        return shared
-
-    @learning_rate.setter
-    def learning_rate(self, value: LearningRate) -> None:
-        rate = self._book.learning_rate("learning_rate", value)
-        with self._lock:
-            self._defaults = replace(self._defaults, learning_rate=rate)
-            self._rates.set_learning_rates(range(len(self._rates.learning_rates)), rate)
-
-    @property
-    def weight_decay(self) -> WeightDecay:
-        """The weight decay, as `learning_rate`."""
-        shared: WeightDecay = self._of_all_groups("weight_decay", self._rates.weight_decays)
-        return shared
-
-    @weight_decay.setter
-    def weight_decay(self, value: WeightDecay) -> None:
-        rate = self._book.weight_decay("weight_decay", value)
-        with self._lock:
-            self._defaults = replace(self._defaults, weight_decay=rate)
-            self._rates.set_weight_decays(range(len(self._rates.weight_decays)), rate)
-
-    def _of_all_groups(self, name: str, rates: Sequence[Rate]) -> Any:
-        first = rates[0].source
-        if all(rate is rates[0] or rate.source == first for rate in rates):
-            return first
-        raise AttributeError(f"groups differ in it: see groups[i].{name}")
-
-    def get_lr(self) -> float | tuple[float, ...]:
-        """Return the learning rate that the next step uses.
-
-        One float, or with groups a tuple of one for each parameter in update order.
-        """
-        step = self.global_step
-        rates = self._rates.learning_rates
-        if not self._grouped:
-            return self._lr_at(rates[0], step)
-        return tuple(self._lr_at(rates[member.group], step) for member in self._members)
-
-    def get_weight_decay(self) -> float | tuple[float, ...]:
-        """Return the weight decay that the next step uses, not multiplied by the loss scale.
-
-        One float, or with groups a tuple of one for each parameter in update order. Without
-        groups, parameters named "beta" or "gamma" are not decayed whatever this says.
-        """
-        step = self.global_step
-        rates = self._rates.weight_decays
-        if not self._grouped:
-            return rates[0].at(step)
-        return tuple(rates[member.group].at(step) for member in self._members)
-
-    @overload
-    def get_lr_parameter(self, param: Parameter) -> float: ...
-    @overload
-    def get_lr_parameter(self, param: Sequence[Parameter]) -> list[float]: ...
-    def get_lr_parameter(self, param: Parameter | Sequence[Parameter]) -> float | list[float]:
-        """Return the learning rate that the next step uses for a parameter, or a list of them.
-
-        Parameters
-        ----------
-        param : Parameter or list or tuple of Parameter
-            What to look up.
-
-        Raises
-        ------
-        TypeError
-            If something else is given.
-        ValueError
-            If a parameter does not belong to this optimizer.
-        """
-        if isinstance(param, (list, tuple)):
-            return [self._lr_of(one) for one in param]
-        return self._lr_of(param)
 
     def state_dict(self, *, parameters: bool = False) -> dict[str, Any]:
         """Return a copy of all that decides later steps, as plain arrays and numbers.
@@ -536,7 +478,7 @@ class Optimizer(Strict):
         (1, array([0.5, 0.5], dtype=float32))
         """
         with self._lock:
-            return self._state.take(parameters=validation.flag("parameters", parameters))
+            return OptimizerState(self).take(parameters=validation.flag("parameters", parameters))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned.
@@ -586,7 +528,7 @@ class Optimizer(Strict):
         (1, True)
         """
         with self._lock:
-            self._state.load(state)
+            OptimizerState(self).load(state)
 
     def summary(self) -> str:
         """Return a table of all parameters: sizes, groups, next rates, bytes of state.
@@ -630,15 +572,3 @@ class Optimizer(Strict):
             f"copy.copy() would give two optimizers over the same memory; copy.deepcopy() gives an "
             f"independent {type(self).__name__}"
         )
-
-    def _lr_of(self, param: Any) -> float:
-        member = self._members[self._position(param)]
-        return self._lr_at(self._rates.learning_rates[member.group], self.global_step)
-
-    def _position(self, param: Any) -> int:
-        """Return where a parameter stands in update order."""
-        if not isinstance(param, Parameter):
-            raise TypeError(f"param must be a Parameter, got {validation.shown(param)}")
-        if id(param) not in self._index:
-            raise ValueError(f"param must belong to this optimizer, got {param!r}")
-        return self._index[id(param)]

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
-from . import _face
+from . import _face, _options
 from ._parameter import Parameter
 from ._strict import Strict
 
 if TYPE_CHECKING:
-    from ._optimizer import Optimizer
+    from ._settings import Settings
     from .typing import LearningRate, WeightDecay
+
+
+_Value = TypeVar("_Value")
+
+
+class _Option(Generic[_Value]):
+    """An option of a group, as an attribute."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, group: None, owner: type) -> _Option[_Value]: ...
+    @overload
+    def __get__(self, group: ParameterGroup, owner: type) -> _Value: ...
+    def __get__(self, group: ParameterGroup | None, owner: type) -> _Option[_Value] | _Value:
+        if group is None:
+            return self
+        config = group._optimizer._configs[group._place]
+        value: _Value = _options.plain_value(self._name, getattr(config, self._name))
+        return value
+
+    def __set__(self, group: ParameterGroup, value: _Value) -> None:
+        group._optimizer._set_option(self._name, value, group._place)
 
 
 class ParameterGroup(Strict):
@@ -33,7 +57,7 @@ class ParameterGroup(Strict):
 
     __slots__ = ("_optimizer", "_place")
 
-    def __init__(self, optimizer: Optimizer, place: int) -> None:
+    def __init__(self, optimizer: Settings, place: int) -> None:
         self._optimizer = optimizer
         self._place = place
 
@@ -75,6 +99,30 @@ class ParameterGroup(Strict):
             for member in self._optimizer._members
             if member.group == self._place
         )
+
+    @property
+    def use_amsgrad(self) -> bool:
+        """As the argument of `Adam`; fixed when the optimizer is made, since it needs memory."""
+        return self._optimizer._configs[self._place].use_amsgrad
+
+    beta1 = _Option[float]("beta1")
+    """As the argument of `Adam`, like all that follow."""
+    beta2 = _Option[float]("beta2")
+    """The decay rate of the second moment."""
+    eps = _Option[float]("eps")
+    """What is added to the denominator."""
+    use_nesterov = _Option[bool]("use_nesterov")
+    """Whether the numerator looks one step ahead."""
+    decoupled_weight_decay = _Option[bool]("decoupled_weight_decay")
+    """Whether weight decay is AdamW's."""
+    maximize = _Option[bool]("maximize")
+    """Whether parameters go along their gradients."""
+    max_grad_norm = _Option["float | None"]("max_grad_norm")
+    """What the norm over the gradients of this group is clipped to, before that of all is."""
+    clip_per_array = _Option[bool]("clip_per_array")
+    """Whether ``max_grad_norm`` is for each gradient by itself."""
+    clip_after_decay = _Option[bool]("clip_after_decay")
+    """Whether gradients are clipped with L2 weight decay in them."""
 
     def __repr__(self) -> str:
         return f"ParameterGroup({_face.group(self._optimizer, self._place)})"

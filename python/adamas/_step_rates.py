@@ -40,6 +40,7 @@ class StepRates:
         "constant",
         "indices",
         "learning_rates",
+        "places",
         "weight_decays",
     )
 
@@ -52,6 +53,7 @@ class StepRates:
         self.learning_rates = list(learning_rates)
         self.weight_decays = list(weight_decays)
         self.indices = list(indices)
+        self.places = {index: place for place, index in enumerate(self.indices)}
         self._lock: AbstractContextManager[object]
         add_lock(self)
         self._plan: _Plan | None = None

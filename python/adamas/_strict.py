@@ -32,7 +32,9 @@ class Strict:
 
 def _is_settable(thing: object, name: str) -> bool:
     found = getattr(type(thing), name, None)
-    return isinstance(found, property) and found.fset is not None
+    if isinstance(found, property):
+        return found.fset is not None
+    return hasattr(type(found), "__set__")
 
 
 def _message(thing: object, name: str) -> str:

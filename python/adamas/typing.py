@@ -23,11 +23,13 @@ from ._schedules import LearningRateSchedule
 
 __all__ = [
     "Array",
+    "EpsilonPlacement",
     "FloatArray",
     "Gradient",
     "Grads",
     "Group",
     "LearningRate",
+    "MissingGradients",
     "Named",
     "NamedGrads",
     "Numerics",
@@ -68,11 +70,11 @@ _Number = float | np.floating[Any] | np.integer[Any]
 Gradient = Array | np.floating[Any] | _Rows | _SciPyMatrix
 """The gradient of one parameter: dense, or rows of it (`RowTensor`, SciPy's, torch's)."""
 
-NamedGrads = Mapping[str, Gradient | Mapping[str, Any]]
+NamedGrads = Mapping[str, Gradient | Mapping[str, Any] | None]
 """Gradients by the names of their parameters, also in dicts of dicts: "conv.bias"."""
 
-Grads = Sequence[Gradient] | NamedGrads
-"""The gradients of a step."""
+Grads = Sequence[Gradient | None] | NamedGrads
+"""The gradients of a step; None, or no entry, for a parameter that has none."""
 
 LearningRate = _Number | LearningRateSchedule | _AsArray | Iterable[_Number]
 """A number, a schedule, or the values of the steps one after the other."""
@@ -95,6 +97,16 @@ class Group(_Members, total=False):
     lr: LearningRate
     weight_decay: WeightDecay
     grad_centralization: bool
+    beta1: float
+    beta2: float
+    eps: float
+    use_nesterov: bool
+    use_amsgrad: bool
+    decoupled_weight_decay: bool
+    maximize: bool
+    max_grad_norm: float | None
+    clip_per_array: bool
+    clip_after_decay: bool
 
 
 class Order(TypedDict):
@@ -108,6 +120,8 @@ class Order(TypedDict):
 Params = Iterable[Parameter | Array | Group | Order] | Named
 """What an optimizer updates: Parameters or arrays, or groups and at most one order."""
 
+EpsilonPlacement = Literal["outside", "inside"]
+MissingGradients = Literal["error", "skip"]
 Numerics = Literal["standard", "mindspore"]
 RowPolicy = Literal["exact", "lazy", "catch_up"]
 StateDtype = Literal["float32", "bfloat16", "int8"]
