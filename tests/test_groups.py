@@ -339,6 +339,13 @@ def test_an_unknown_attribute_is_refused_and_what_exists_is_named(thing, name):
     assert not hasattr(thing, name)
 
 
+@pytest.mark.parametrize("name", ["shape", "data", "grad", "Name"])
+def test_attributes_of_parameters(name):
+    parameter = adamas.Parameter(np.ones(3, np.float32), "weight")
+    with pytest.raises(AttributeError, match=f"Parameter.{name} (can't be set|does not exist)"):
+        setattr(parameter, name, 1)
+
+
 def test_lr_of_an_optimizer_is_refused():
     optimizer = make()
     setter = lambda: setattr(optimizer, "lr", 0.5)  # noqa: E731

@@ -150,7 +150,8 @@ class Adam(Optimizer):
         copies.
     seed : int, default 0, keyword only
         Chooses the random bits of stochastic rounding. They depend on the seed, the step, the
-        parameter's position and the element alone: a run can be repeated, with any threads.
+        parameter's name (or its ``key``) and the element alone: a run can be repeated, with any
+        threads.
     master_weights : bool, default False, keyword only
         Whether float32 copies of 16-bit parameters are kept and updated, from which the parameter
         is rounded to nearest even. They start from the parameter and rule from then on.

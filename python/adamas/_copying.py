@@ -81,7 +81,7 @@ def put_together(optimizer: Optimizer, made: dict[str, Any]) -> None:
 
 def _put_together(optimizer: Optimizer, made: dict[str, Any]) -> None:
     for name, value in made["attributes"].items():
-        object.__setattr__(optimizer, name, value)
+        setattr(optimizer, name, value)
     optimizer._book = RateBook()
     optimizer._grouped = made["grouped"]
     config = _options.config_of(made["options"])

@@ -76,7 +76,7 @@ class Optimizer(Settings):
             list(dict.fromkeys((member.group, member.decays) for member in members)),
         )
         self._check_amsgrad()
-        keys = [_keys.key_of(member.name) for member in members]
+        keys = [_keys.key_of(member.parameter, member.name) for member in members]
         self._use(self._made(keys), keys)
         self._target: Target = "CPU" if self._native.device < 0 else "GPU"
         self._is_plain = not (config.use_locking or config.capturable)
