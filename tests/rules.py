@@ -40,6 +40,15 @@ MEASURES = {
     "skip": {"skip_nonfinite": True},
     "clip_skip": {"max_grad_norm": 0.5, "skip_nonfinite": True},
 }
+# What changes the rule, and has a list of its own because not everything is tested with each.
+VARIATIONS = {
+    "maximize": {"maximize": True},
+    "inside": {"epsilon_placement": "inside"},
+    "zero": {"allow_zero": True, "beta1": 0.0, "eps": 0.0},
+    "clip_per_array": {"max_grad_norm": 0.5, "clip_per_array": True},
+    "clip_after_decay": {"max_grad_norm": 0.5, "clip_after_decay": True, "weight_decay": 0.037},
+    "ema": {"ema_decay": 0.9},
+}
 POLICIES = ("exact", "lazy", "catch_up")  # for rows that a sparse gradient does not list
 STATE_DTYPES = ("bfloat16", "int8")
 # What changes no bit of the result.

@@ -60,18 +60,20 @@ def test_the_state_of_each_kind_of_optimizer():
     state = make(steps=2, use_amsgrad=True, loss_scale=4.0).state_dict()
     assert list(state["parameters"]) == ["weight", "bias"]
     entry = state["parameters"]["weight"]
-    assert set(entry) == {"dtype", "grad_centralization", "moment1", "moment2", "vhat"}
-    assert (entry["dtype"], entry["grad_centralization"]) == ("float32", False)
+    assert set(entry) == {"dtype", "grad_centralization", "step", "moment1", "moment2", "vhat"}
+    assert (entry["dtype"], entry["grad_centralization"], entry["step"]) == ("float32", False, 2)
     assert entry["vhat"].shape == (3, 16)
     assert {key: state[key] for key in ("version", "global_step", "skipped_steps")} == {
-        "version": 1,
+        "version": 2,
         "global_step": 2,
         "skipped_steps": 0,
     }
     assert state["loss_scale"] == 4.0
     assert np.isnan(state["last_grad_norm"])
-    assert state["options"]["beta1"] == 0.8
-    assert state["options"]["use_amsgrad"] is True
+    (group,) = state["groups"]
+    assert group["parameters"] == ["weight", "bias"]
+    assert (group["beta1"], group["use_amsgrad"], group["max_grad_norm"]) == (0.8, True, None)
+    assert not state["options"].keys() & {"beta1", "use_amsgrad"}
 
 
 @pytest.mark.parametrize(
@@ -113,8 +115,8 @@ def test_options_are_those_that_mindspore_computes_with():
     flags = {"numerics": "mindspore", "use_amsgrad": True, "use_nesterov": True}
     state = adamas.Adam(groups, **flags).state_dict()
     for name, value in {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}.items():
-        assert state["options"][name] == float(np.float32(value)) != value
-    assert state["options"]["use_nesterov"] is False
+        assert state["groups"][0][name] == float(np.float32(value)) != value
+    assert state["groups"][0]["use_nesterov"] is False
     centralized = [entry["grad_centralization"] for entry in state["parameters"].values()]
     assert centralized == [True, False]
 
@@ -177,7 +179,7 @@ def test_another_option_can_be_asked_for():
     state = make(steps=1).state_dict()
     made = make(beta2=0.5)
     check_refused(made, lambda: made.load_state_dict(state), ValueError, "beta2", "0.5", "0.95")
-    state["options"]["beta2"] = 0.5
+    state["groups"][0]["beta2"] = 0.5
     made.load_state_dict(state)
     assert made.global_step == 1
 
@@ -214,10 +216,12 @@ def changed(state, *keys, to=None):
 
 
 WEIGHT = ("parameters", "weight")
+GROUP = ("groups", 0)
 
 REFUSED = [
     (("version",), None, ValueError, ["version", "None"]),
-    (("version",), 2, ValueError, ["version", "2"]),
+    (("version",), 3, ValueError, ["version", "3"]),
+    (("version",), 1, ValueError, ["groups"]),
     (("global_step",), None, ValueError, ["global_step"]),
     (("global_step",), -1, ValueError, ["global_step", "-1"]),
     (("global_step",), 1.0, TypeError, ["global_step", "1.0"]),
@@ -229,12 +233,23 @@ REFUSED = [
     (("loss_scale",), "1", TypeError, ["loss_scale"]),
     (("more",), 1, ValueError, ["more"]),
     (("options",), 1, TypeError, ["options"]),
-    (("options", "beta1"), 0.5, ValueError, ["beta1", "0.8", "0.5"]),
-    (("options", "eps"), 0.5, ValueError, ["eps"]),
+    ((*GROUP, "beta1"), 0.5, ValueError, ["beta1", "0.8", "0.5"]),
+    ((*GROUP, "eps"), 0.5, ValueError, ["eps"]),
     (("options", "numerics"), "mindspore", ValueError, ["numerics", "mindspore"]),
-    (("options", "use_nesterov"), True, ValueError, ["use_nesterov"]),
-    (("options", "use_amsgrad"), True, ValueError, ["use_amsgrad"]),
-    (("options", "decoupled_weight_decay"), True, ValueError, ["decoupled_weight_decay"]),
+    ((*GROUP, "use_nesterov"), True, ValueError, ["use_nesterov"]),
+    ((*GROUP, "use_amsgrad"), True, ValueError, ["use_amsgrad"]),
+    ((*GROUP, "decoupled_weight_decay"), True, ValueError, ["decoupled_weight_decay"]),
+    ((*GROUP, "maximize"), True, ValueError, ["maximize"]),
+    ((*GROUP, "max_grad_norm"), 1.0, ValueError, ["groups", "max_grad_norm", "1.0"]),
+    ((*GROUP, "clip_per_array"), None, ValueError, ["clip_per_array"]),
+    ((*GROUP, "more"), 1, ValueError, ["groups", "more"]),
+    ((*GROUP, "parameters"), ["weight"], ValueError, ["groups", "bias"]),
+    ((*GROUP, "parameters"), "weight", TypeError, ["groups", "list"]),
+    (GROUP, 1, TypeError, ["groups", "mapping"]),
+    (("groups",), {}, TypeError, ["groups", "list"]),
+    (("groups",), [], ValueError, ["groups", "weight"]),
+    (("options", "epsilon_placement"), "inside", ValueError, ["epsilon_placement"]),
+    (("options", "ema_decay"), 0.9, ValueError, ["ema_decay"]),
     (("options", "bias_correction"), False, ValueError, ["bias_correction"]),
     (("options", "row_policy"), "lazy", ValueError, ["row_policy", "catch_up", "lazy"]),
     (("options", "max_grad_norm"), 1.0, ValueError, ["max_grad_norm"]),
@@ -250,6 +265,11 @@ REFUSED = [
     (WEIGHT, 1, TypeError, ["weight"]),
     ((*WEIGHT, "dtype"), "float64", ValueError, ["weight", "dtype", "float32", "float64"]),
     ((*WEIGHT, "grad_centralization"), True, ValueError, ["grad_centralization"]),
+    ((*WEIGHT, "step"), None, ValueError, ["weight", "step"]),
+    ((*WEIGHT, "step"), -1, ValueError, ["weight", "step", "-1"]),
+    ((*WEIGHT, "step"), 2**62 + 1, ValueError, ["weight", "step"]),
+    ((*WEIGHT, "step"), 1.0, TypeError, ["weight", "step", "1.0"]),
+    ((*WEIGHT, "key"), 1, ValueError, ["weight", "key"]),
     ((*WEIGHT, "vhat"), np.zeros((3, 16), np.float32), ValueError, ["weight", "vhat"]),
     ((*WEIGHT, "moment1"), None, ValueError, ["weight", "moment1"]),
     ((*WEIGHT, "moment1"), [1.0], TypeError, ["moment1", "list"]),
@@ -271,11 +291,73 @@ def test_a_state_of_another_optimizer_is_refused(keys, to, error, fragments):
     check_refused(made, lambda: made.load_state_dict(state), error, *fragments)
 
 
-@pytest.mark.parametrize("options", [{"max_grad_norm": 1.0}, {"state_dtype": "int8"}])
-def test_the_order_matters_where_bits_depend_on_it(options):
+def test_the_order_matters_where_bits_depend_on_it():
+    options = {"max_grad_norm": 1.0}
     state = make(steps=1, **options).state_dict()
     made = make(names=("bias", "weight"), **options)
     check_refused(made, lambda: made.load_state_dict(state), ValueError, "order", "weight", "bias")
+
+
+@pytest.mark.parametrize("options", [{"state_dtype": "int8"}, {"state_dtype": "bfloat16"},
+                                     {"max_grad_norm": 0.1, "clip_per_array": True}])  # fmt: skip
+def test_the_order_does_not_matter_elsewhere(options):
+    """Random bits are chosen by a key that a parameter keeps wherever it stands."""
+    first = make(steps=2, **options)
+    second = make(names=("bias", "weight"), **options)
+    second.load_state_dict(first.state_dict(parameters=True))
+    rng = np.random.default_rng(5)
+    grads = [rng.standard_normal(shape).astype(np.float32) for shape in ((3, 16), (5,))]
+    for _ in range(2):
+        first(grads)
+        second(grads[::-1])
+    ours, theirs = (one.state_dict(parameters=True)["parameters"] for one in (first, second))
+    for name, entry in ours.items():
+        for kind, value in entry.items():
+            assert np.array_equal(value, theirs[name][kind]), (name, kind)
+
+
+@pytest.mark.parametrize("key", [-1, 2**63, 1.0, None])
+def test_a_bad_key_is_refused(key):
+    state = make(steps=1, state_dtype="int8").state_dict()
+    state = changed(state, *WEIGHT, "key", to=key)
+    made = make(steps=3, seed=1, state_dtype="int8")
+    error = TypeError if key == 1.0 else ValueError
+    check_refused(made, lambda: made.load_state_dict(state), error, "weight", "key")
+
+
+def test_keys_of_a_state_are_kept():
+    """A state says which random bits come next, whatever the optimizer that loads it had."""
+    options = {"state_dtype": "int8", "master_weights": True}
+    first = make(np.float16, steps=2, **options)
+    state = first.state_dict(parameters=True)
+    for i, entry in enumerate(state["parameters"].values()):
+        entry["key"] = i
+    made = [make(np.float16, seed=seed, steps=seed, **options) for seed in (0, 1)]
+    for one in (*made, first):
+        one.load_state_dict(state)
+        take_step(one, np.random.default_rng(3))
+    assert everything(made[0]) == everything(made[1]) == everything(first)
+    assert [e["key"] for e in made[0].state_dict()["parameters"].values()] == [0, 1]
+    with_own_keys = make(np.float16, **options)
+    for i, entry in enumerate(state["parameters"].values()):
+        entry["key"] = 77 + i
+    with_own_keys.load_state_dict(state)
+    take_step(with_own_keys, np.random.default_rng(3))
+    assert everything(with_own_keys) != everything(first)
+
+
+def test_a_state_with_other_keys_that_is_refused():
+    made = make(np.float16, steps=1, state_dtype="int8", master_weights=True)
+    state = make(np.float16, steps=3, state_dtype="int8", master_weights=True).state_dict()
+    state["parameters"]["weight"]["key"] = 5
+    state["parameters"]["weight"]["master"] = made.master_weights[1]
+    check_refused(made, lambda: made.load_state_dict(state), ValueError, "master")
+    made.begin_step()
+    state = make(np.float16, steps=3, state_dtype="int8", master_weights=True).state_dict()
+    state["parameters"]["weight"]["key"] = 5
+    check_refused(made, lambda: made.load_state_dict(state), RuntimeError, "step")
+    made.cancel_step()
+    take_step(made, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("bad", [None, 1, [("version", 1)], "state"])

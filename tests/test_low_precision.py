@@ -5,6 +5,8 @@ rounding to bfloat16, and the 8-bit floats with a scale per block. A step is emu
 optimizer with float32 moments between decoding and encoding.
 """
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -125,7 +127,9 @@ def test_steps_have_the_bits_of_the_definition(shape, state_dtype):
     options = {"learning_rate": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1}
     param, emulated_param = start.copy(), start.copy()
     emulated = Emulated(emulated_param, state_dtype, 5, **options)
-    optimizer = adamas.Adam([adamas.Parameter(param)], state_dtype=state_dtype, seed=5, **options)
+    optimizer = adamas.Adam(
+        [adamas.Parameter(param, key=0)], state_dtype=state_dtype, seed=5, **options
+    )
     for grad in gradients(shape, 6):
         optimizer((grad,))
         emulated(grad)
@@ -297,3 +301,50 @@ def test_rows_that_share_scales_are_refused():
     groups = [{"params": [conv], "grad_centralization": True}]
     with pytest.raises(ValueError, match="centralized"):
         adamas.Adam(groups, state_dtype="int8")
+
+
+# Keys
+
+
+def step_in_list(names, own_keys=None, seed=3):
+    """Return the states of some parameters, by name, after two steps in a list of this order."""
+    rng = np.random.default_rng(0)
+    starts = {name: rng.standard_normal(300).astype(np.float32) for name in ("a", "b", "c")}
+    params = [
+        adamas.Parameter(starts[name].copy(), name, key=(own_keys or {}).get(name))
+        for name in names
+    ]
+    optimizer = adamas.Adam(params, 0.1, state_dtype="bfloat16", seed=seed)
+    for step in range(2):
+        optimizer([(starts[name] * (step + 1)).astype(np.float32) for name in names])
+    return {
+        name: entry["moment1"].tobytes()
+        for name, entry in optimizer.state_dict()["parameters"].items()
+    }
+
+
+def test_random_bits_do_not_depend_on_the_place():
+    wanted = step_in_list("abc")
+    for names in ("cab", "b", "ca"):
+        found = step_in_list(names)
+        assert found == {name: wanted[name] for name in found}
+
+
+def test_the_key_of_a_name_is_its_hash():
+    key = int.from_bytes(hashlib.blake2b(b"a", digest_size=8).digest(), "little") // 2
+    assert step_in_list("a", {"a": key}) == step_in_list("a")
+    assert step_in_list("a", {"a": key + 1}) != step_in_list("a")
+
+
+def test_a_key_of_ones_own():
+    first = step_in_list("ab", {"a": 0, "b": 2**63 - 1})
+    assert first == step_in_list("ba", {"a": 0, "b": 2**63 - 1})
+    assert first != step_in_list("ab")
+
+
+@pytest.mark.parametrize(
+    ("key", "error"), [(-1, ValueError), (2**63, ValueError), (1.0, TypeError), (True, TypeError)]
+)
+def test_a_bad_key(key, error):
+    with pytest.raises(error, match="key must be an int"):
+        adamas.Parameter(np.ones(3, np.float32), key=key)

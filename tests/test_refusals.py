@@ -108,13 +108,12 @@ def test_a_wrong_number_of_gradients(count, kind):
     "make",
     [
         lambda grads: iter(grads),
-        lambda grads: dict(enumerate(grads)),
         lambda grads: grads[0],
         lambda _: None,
         lambda _: set(range(3)),
         lambda _: "abc",
     ],
-    ids=["iterator", "dict", "array", "None", "set", "str"],
+    ids=["iterator", "array", "None", "set", "str"],
 )
 def test_grads_must_be_a_tuple_or_list(make):
     check_refused(make_optimizer(), make(make_arrays(seed=1)), TypeError, "grads", "tuple or list")
@@ -519,7 +518,7 @@ def test_params_must_be_an_iterable(make, params):
 
 
 @both
-@pytest.mark.parametrize("item", [np.ones(3), None, "weight", [], 1.0])
+@pytest.mark.parametrize("item", [np.ones(3, int), None, "weight", [], 1.0])
 def test_items_of_params_must_be_parameters_or_groups(make, item):
     good = one_parameter()
     refuse(make, TypeError, "params[1]", params=[*good, item])
@@ -566,7 +565,7 @@ def test_two_parameters_that_share_memory(make, shift):
 
 
 @both
-@pytest.mark.parametrize("key", ["learning_rate", "param", "beta1", "", 1])
+@pytest.mark.parametrize("key", ["learning_rate", "param", "betas", "", 1])
 def test_unknown_group_keys(make, key):
     refuse(make, KeyError, "params[0]", params=[{"params": one_parameter(), key: 1}])
 

@@ -9,16 +9,28 @@ import adamas
 import c_api
 from adamas import _core
 from emulation import FakeArray
-from rules import DTYPES, MEASURES, MINDSPORE_RULES, NUMBERS, POLICIES, RULES, SCALED, TYPES, WAYS
+from rules import (
+    DTYPES,
+    MEASURES,
+    MINDSPORE_RULES,
+    NUMBERS,
+    POLICIES,
+    RULES,
+    SCALED,
+    TYPES,
+    VARIATIONS,
+    WAYS,
+)
 
 MEMBERS = [name for name, kind in vars(_core.AdamConfig).items() if isinstance(kind, property)]
+MEMBERS.remove("writes_delta")  # which is no option of an optimizer
 
 
 @pytest.fixture(scope="module")
 def configs(emulated_device):
     """Return what the lists make of an optimizer's options, with their defaults."""
     listed = [{}, NUMBERS, SCALED, *({"row_policy": policy} for policy in POLICIES)]
-    for options in (RULES, MINDSPORE_RULES, MEASURES, WAYS):
+    for options in (RULES, MINDSPORE_RULES, MEASURES, VARIATIONS, WAYS):
         listed += options.values()
 
     def config(make, options, dtype=np.float32):

@@ -10,7 +10,6 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -18,7 +17,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 import adamas
-from adamas import _core, _state
+from adamas import _core, _options
 from helpers import run_python
 
 HOME = Path(adamas.__file__).resolve().parent
@@ -173,15 +172,15 @@ def test_a_users_mistakes_are_found(checker, lines_with_errors):
 def test_types_list_the_choices_that_there_are():
     assert set(get_args(adamas.typing.Numerics)) == set(_core.Numerics.__members__)
     assert set(get_args(adamas.typing.RowPolicy)) == set(_core.RowPolicy.__members__)
-    assert set(get_args(adamas.typing.StateDtype)) == set(_state.STATE_FORMATS)
-    assert set(_state.STATE_FORMATS.values()) == set(_core.StateFormat)
+    assert set(get_args(adamas.typing.StateDtype)) == set(_options.STATE_FORMATS)
+    assert set(_options.STATE_FORMATS.values()) == set(_core.StateFormat)
 
 
 def test_annotations_can_be_read_at_run_time():
     for function in (adamas.Adam, adamas.AdamWeightDecay, adamas.Parameter, adamas.RowTensor):
         hints = get_type_hints(function.__init__)
         assert hints.keys() >= set(inspect.signature(function).parameters)
-    assert get_type_hints(adamas.Adam.__call__)["grads"] == Sequence[adamas.typing.Gradient]
+    assert get_type_hints(adamas.Adam.__call__)["grads"] == adamas.typing.Grads
     assert get_type_hints(adamas.typing.Group)["lr"] == adamas.typing.LearningRate
 
 

@@ -69,7 +69,7 @@ def dense_trajectory(dtype, options):
     options = {"learning_rate": 0.02, "beta1": 0.8, "beta2": 0.97, "eps": 1e-6, **options}
     centralize = options.pop("centralize", False)
     params = [
-        adamas.Parameter(numbers(shape, k).astype(dtype), f"weight{k}")
+        adamas.Parameter(numbers(shape, k).astype(dtype), f"weight{k}", key=k)
         for k, shape in enumerate(SHAPES)
     ]
     optimizer = adamas.Adam(
@@ -89,7 +89,7 @@ def sparse_trajectory(options):
     table = numbers(TABLE, 1).astype(np.float32)
     bias = numbers((16,), 2).astype(np.float32)
     optimizer = adamas.Adam(
-        [adamas.Parameter(table, "table"), adamas.Parameter(bias, "bias")], **options
+        [adamas.Parameter(table, "table", key=0), adamas.Parameter(bias, "bias", key=1)], **options
     )
     for step in range(7):
         rows = (np.arange(40) ** 2 * (step + 3) % 50).astype(np.int64)  # some repeat

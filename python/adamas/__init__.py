@@ -26,6 +26,7 @@ from ._loss_scale import (
     all_finite,
 )
 from ._parameter import Parameter, RowTensor
+from ._parameter_group import ParameterGroup
 from ._schedules import (
     CosineDecayLR,
     ExponentialDecayLR,
@@ -50,6 +51,7 @@ __all__ = [
     "LearningRateSchedule",
     "NaturalExpDecayLR",
     "Parameter",
+    "ParameterGroup",
     "PolynomialDecayLR",
     "RowTensor",
     "WarmUpLR",

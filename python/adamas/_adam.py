@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Any, get_args
 from typing import NoReturn as Never  # what typing calls it from Python 3.11 on
 
-from . import _core
+from . import _core, _options
 from . import _validation as validation
 from ._optimizer import Optimizer
-from ._state import STATE_FORMATS
-from .typing import LearningRate, Numerics, Params, RowPolicy, StateDtype, WeightDecay
+from ._options import STATE_FORMATS
+from .typing import (
+    EpsilonPlacement,
+    LearningRate,
+    Numerics,
+    Params,
+    RowPolicy,
+    StateDtype,
+    WeightDecay,
+)
 
 _MAX_THREADS = 4096
 
@@ -36,13 +44,16 @@ def _check_comm(comm: Any, use_amsgrad: bool) -> None:
         )
 
 
-def _config(beta1: Any, beta2: Any, eps: Any, numerics: str, num_threads: Any) -> _core.AdamConfig:
+def _config(
+    beta1: Any, beta2: Any, eps: Any, numerics: Any, num_threads: Any, allow_zero: bool = False
+) -> _core.AdamConfig:
     """Check the options that both optimizers have."""
     config = _core.AdamConfig()
     config.numerics = _core.Numerics[validation.choice("numerics", numerics, get_args(Numerics))]
-    config.beta1 = validation.strict_float("beta1", beta1, above=0.0, below=1.0)
-    config.beta2 = validation.strict_float("beta2", beta2, above=0.0, below=1.0)
-    config.eps = validation.strict_float("eps", eps, above=0.0)
+    config.allow_zero = allow_zero
+    config.beta1 = _options.decay_rate("beta1", beta1, allow_zero=allow_zero)
+    config.beta2 = _options.decay_rate("beta2", beta2, allow_zero=allow_zero)
+    config.eps = _options.eps("eps", eps, allow_zero=allow_zero)
     if num_threads is not None:
         config.num_threads = validation.integer(
             "num_threads", num_threads, minimum=1, maximum=_MAX_THREADS
@@ -64,12 +75,14 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    params : iterable of Parameter, or of dict
+    params : iterable of Parameter, of array or of dict; or dict of array
         What to update: Parameters, or groups of them. A group is a dict with ``params`` and
-        optionally ``lr``, ``weight_decay`` and ``grad_centralization`` (bool: subtract from each
-        gradient of three or more axes its mean over all axes but the first; Yong et al., 2020);
-        what it lacks it takes from the optimizer. One dict may hold ``order_params`` alone, a list
-        of all parameters in the order in which gradients will come.
+        optionally ``lr``, ``weight_decay``, ``grad_centralization`` (bool: subtract from each
+        gradient of three or more axes its mean over all axes but the first; Yong et al., 2020)
+        and options of its own: those that `ParameterGroup` has; what it lacks it takes from the
+        optimizer. One dict may hold ``order_params`` alone, a list of all parameters in the order
+        in which gradients will come. Arrays may stand for Parameters, and a dict of them, or of
+        such dicts, for a list: their names are its keys, joined by dots.
     learning_rate : float, int, array, iterable or LearningRateSchedule, default 1e-3
         A number >= 0; a 1-D array or an iterable whose i-th value is for step i, an iterator being
         pulled one value per step; or a schedule, called with ``global_step`` before it advances.
@@ -101,9 +114,17 @@ class Adam(Optimizer):
         "mindspore" does what MindSpore 2.10's kernels do, so that a training run moves over
         unchanged: bias correction on the step size (``eps`` weighs differently), hyper-parameters
         rounded to float32, and its exceptions on centralization and Nesterov (docs/NUMERICS.md).
+    epsilon_placement : {"outside", "inside"}, keyword only
+        Whether ``eps`` is added to the root of the bias-corrected :math:`v`, as above, or to that
+        of :math:`v` itself, before the correction is applied to the step size: Kingma and Ba's
+        second form, which Keras, thinc and scikit-learn have.
+    allow_zero : bool, default False, keyword only
+        Whether ``beta1``, ``beta2`` and ``eps`` may be 0.
     decoupled_weight_decay : bool, default False, keyword only
         Whether ``weight_decay`` shrinks the parameter by ``lr * weight_decay`` instead of being
         added to the gradient: AdamW (Loshchilov and Hutter, 2019).
+    maximize : bool, default False, keyword only
+        Whether parameters go along their gradients, not against them.
     row_policy : {"exact", "lazy", "catch_up"}, optional, keyword only
         What a step does with the rows that a sparse gradient does not list. "exact", the default:
         they get the gradient zero, so that the result has the bits of the dense call; moments
@@ -114,6 +135,10 @@ class Adam(Optimizer):
     max_grad_norm : float or int, optional, keyword only
         If the Euclidean norm over all gradients together (divided by ``loss_scale``) is larger,
         all are scaled down to it (Pascanu et al., 2013). Costs one more read of the gradients.
+    clip_per_array : bool, default False, keyword only
+        Whether ``max_grad_norm`` is for each gradient by itself.
+    clip_after_decay : bool, default False, keyword only
+        Whether gradients are clipped with L2 weight decay in them, as thinc does.
     skip_nonfinite : bool, default False, keyword only
         Whether a step whose gradients hold a NaN or an infinity changes nothing but
         `skipped_steps` and `last_step_skipped`.
@@ -125,10 +150,14 @@ class Adam(Optimizer):
         copies.
     seed : int, default 0, keyword only
         Chooses the random bits of stochastic rounding. They depend on the seed, the step, the
-        parameter's position and the element alone: a run can be repeated, with any threads.
+        parameter's name (or its ``key``) and the element alone: a run can be repeated, with any
+        threads.
     master_weights : bool, default False, keyword only
         Whether float32 copies of 16-bit parameters are kept and updated, from which the parameter
         is rounded to nearest even. They start from the parameter and rule from then on.
+    ema_decay : float, optional, keyword only
+        In (0, 1): keep averages of the parameters in `ema`, each step multiplying them by this and
+        adding the rest of the parameter.
     comm : communicator, optional, keyword only
         An mpi4py communicator, or anything with ``Get_size()``, of one process.
     num_threads : int, optional, keyword only
@@ -170,6 +199,8 @@ class Adam(Optimizer):
     array([0.9, 0.9, 0.9], dtype=float32)
     """
 
+    __slots__ = ()
+
     def __init__(
         self,
         params: Params,
@@ -186,13 +217,19 @@ class Adam(Optimizer):
         use_lazy: bool = False,
         use_offload: bool = False,
         numerics: Numerics = "standard",
+        epsilon_placement: EpsilonPlacement = "outside",
+        allow_zero: bool = False,
         decoupled_weight_decay: bool = False,
+        maximize: bool = False,
         row_policy: RowPolicy | None = None,
         max_grad_norm: float | None = None,
+        clip_per_array: bool = False,
+        clip_after_decay: bool = False,
         skip_nonfinite: bool = False,
         state_dtype: StateDtype | None = None,
         seed: int = 0,
         master_weights: bool = False,
+        ema_decay: float | None = None,
         comm: Any = None,
         num_threads: int | None = None,
         capturable: bool = False,
@@ -200,13 +237,18 @@ class Adam(Optimizer):
     ) -> None:
         if unknown:
             raise KeyError(f"Adam has no argument {next(iter(unknown))!r}")
-        config = _config(beta1, beta2, eps, numerics, num_threads)
+        allow_zero = validation.flag("allow_zero", allow_zero)
+        config = _config(beta1, beta2, eps, numerics, num_threads, allow_zero)
+        config.epsilon_placement = _core.EpsilonPlacement[
+            validation.choice("epsilon_placement", epsilon_placement, get_args(EpsilonPlacement))
+        ]
         config.loss_scale = validation.loss_scale("loss_scale", loss_scale)
         config.use_amsgrad = validation.flag("use_amsgrad", use_amsgrad)
         config.use_nesterov = validation.flag("use_nesterov", use_nesterov)
         config.decoupled_weight_decay = validation.flag(
             "decoupled_weight_decay", decoupled_weight_decay
         )
+        config.maximize = validation.flag("maximize", maximize)
         config.use_locking = validation.flag("use_locking", use_locking)
         config.skip_nonfinite = validation.flag("skip_nonfinite", skip_nonfinite)
         config.capturable = validation.flag("capturable", capturable)
@@ -215,19 +257,29 @@ class Adam(Optimizer):
             name = validation.choice("state_dtype", state_dtype, get_args(StateDtype))
             config.state_format = STATE_FORMATS[name]
         config.seed = validation.integer("seed", seed, minimum=0, maximum=2**64 - 1)
-        if max_grad_norm is not None:
-            config.max_grad_norm = validation.real("max_grad_norm", max_grad_norm, above=0.0)
+        config.max_grad_norm = _options.max_grad_norm("max_grad_norm", max_grad_norm)
+        config.clip_per_array = validation.flag("clip_per_array", clip_per_array)
+        config.clip_after_decay = validation.flag("clip_after_decay", clip_after_decay)
+        if ema_decay is not None:
+            config.ema_decay = validation.real("ema_decay", ema_decay, above=0.0, below=1.0)
         lazy = validation.flag("use_lazy", use_lazy)
         offload = validation.flag("use_offload", use_offload)
         config.use_offload = offload
         if lazy and offload:
             raise ValueError("use_lazy and use_offload must not both be True")
         config.row_policy = _row_policy(row_policy, lazy)
-        if config.use_amsgrad and (config.row_policy is _core.RowPolicy.lazy or offload):
-            raise ValueError("use_amsgrad must not be True together with use_lazy or use_offload")
         if comm is not None:
             _check_comm(comm, config.use_amsgrad)
         super().__init__(params, learning_rate, weight_decay, config)
+
+
+_OPTIONS_WITHOUT_BIAS_CORRECTION = {
+    **Optimizer._usual_options,
+    "eps": 1e-6,
+    "numerics": "mindspore",
+    "bias_correction": False,
+    "decoupled_weight_decay": True,
+}
 
 
 class AdamWeightDecay(Optimizer):
@@ -271,6 +323,9 @@ class AdamWeightDecay(Optimizer):
     >>> optimizer((np.full(3, 0.5, np.float32),))
     True
     """
+
+    __slots__ = ()
+    _usual_options = _OPTIONS_WITHOUT_BIAS_CORRECTION
 
     def __init__(
         self,

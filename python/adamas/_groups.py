@@ -1,4 +1,4 @@
-"""Parameters and group dicts -> one flat list of options, in the order of the gradients."""
+"""Parameters and group dicts -> members in the order of the gradients, and their groups."""
 
 from __future__ import annotations
 
@@ -7,39 +7,47 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import _core, _named, _options
 from . import _validation as validation
 from ._parameter import Parameter
-from ._rates import ZERO, Rate, RateBook
+from ._rates import Rate, RateBook
 
-_KEYS = ("params", "lr", "weight_decay", "grad_centralization", "order_params")
+_KEYS = (
+    *("params", "lr", "weight_decay", "grad_centralization", "order_params"),
+    *_options.GROUP_OPTIONS,
+)
 
 
 @dataclass(frozen=True)
-class ParameterOptions:
-    """One parameter and what applies to it."""
+class Member:
+    """One parameter, and where it belongs."""
 
     parameter: Parameter
     name: str
-    learning_rate: Rate
-    weight_decay: Rate
-    grad_centralization: bool
+    group: int
+    decays: bool = True  # whether the weight decay of the group is for it
+    grad_centralization: bool = False
 
 
 @dataclass(frozen=True)
-class Defaults:
-    """What a parameter uses unless its group says otherwise."""
+class GroupOptions:
+    """What the parameters of a group have in common."""
 
     learning_rate: Rate
     weight_decay: Rate
+    config: _core.AdamConfig
+    grad_centralization: bool = False
 
 
-def resolve(params: Any, defaults: Defaults, book: RateBook) -> tuple[list[ParameterOptions], bool]:
-    """Return the options of every parameter, in update order, and whether groups were given.
+def resolve(
+    params: Any, defaults: GroupOptions, book: RateBook
+) -> tuple[list[Member], list[GroupOptions], bool]:
+    """Return all parameters in update order, the groups, and whether groups were given.
 
     Raises
     ------
     TypeError
-        If ``params`` is not iterable, or mixes or holds other things than Parameters or dicts.
+        If ``params`` is not iterable, or mixes or holds other things than parameters or dicts.
     KeyError
         If a group has an unknown key or lacks "params".
     ValueError
@@ -48,23 +56,50 @@ def resolve(params: Any, defaults: Defaults, book: RateBook) -> tuple[list[Param
     RuntimeError
         If a parameter stands in two groups.
     """
-    items = _listed("params", params)
-    if not items:
+    if isinstance(params, Mapping) and isinstance(params.get("params"), (list, tuple)):
+        raise TypeError("params must be a list of groups, got one dict with 'params'; put it in []")
+    given = params if isinstance(params, Mapping) else _listed("params", params)
+    if isinstance(given, list) and given and isinstance(given[0], Mapping):
+        return *_from_groups(given, defaults, book), True
+    parameters = _parameters("params", given)
+    if not parameters:
         raise ValueError("params must hold at least one parameter, got none")
-    grouped = isinstance(items[0], Mapping)
-    for i, item in enumerate(items):
-        if not isinstance(item, Mapping if grouped else Parameter):
-            wanted = "a dict, like the first one" if grouped else "a Parameter"
-            raise TypeError(f"params[{i}] must be {wanted}, got {validation.shown(item)}")
-    options = _from_groups(items, defaults, book) if grouped else _from_list(items, defaults)
-    return options, grouped
+    return _from_list(parameters), [defaults], False
 
 
 def _listed(name: str, value: Any) -> list[Any]:
     """Materialise an iterable once."""
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+    is_array = hasattr(value, "__dlpack__") or hasattr(value, "__array__")
+    if isinstance(value, Iterable) and not (is_array or isinstance(value, (str, bytes, Mapping))):
         return list(value)
-    raise TypeError(f"{name} must be an iterable of Parameters, got {validation.shown(value)}")
+    hint = "; put it in []" if is_array else ""
+    raise TypeError(
+        f"{name} must be an iterable of Parameters, got {validation.shown(value)}{hint}"
+    )
+
+
+def _parameters(label: str, given: Any) -> list[Parameter]:
+    """Return Parameters as they are, and new ones of arrays, which are named if in a dict."""
+    if isinstance(given, Mapping):
+        named = _named.flat(given, label)
+        return [_parameter(f"{label}[{name!r}]", item, name) for name, item in named.items()]
+    return [_parameter(f"{label}[{i}]", item) for i, item in enumerate(_listed(label, given))]
+
+
+def _parameter(label: str, item: Any, name: str | None = None) -> Parameter:
+    if isinstance(item, Parameter):
+        if name is None:
+            return item
+        raise TypeError(f"{label} must be an array, which gets its name here, got {item!r}")
+    if isinstance(item, Mapping):
+        raise TypeError(f"{label} must be a Parameter, like the first one, got a dict")
+    try:
+        return Parameter(item, name)
+    except TypeError as error:
+        got = validation.shown(item)
+        raise TypeError(f"{label} must be a Parameter or its array, got {got}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}") from None
 
 
 def _names(parameters: Iterable[Parameter]) -> list[str]:
@@ -88,31 +123,30 @@ def _names(parameters: Iterable[Parameter]) -> list[str]:
     return names
 
 
-def _from_list(parameters: list[Parameter], defaults: Defaults) -> list[ParameterOptions]:
+def _from_list(parameters: list[Parameter]) -> list[Member]:
     seen: set[int] = set()
     for i, parameter in enumerate(parameters):
         if id(parameter) in seen:
             raise ValueError(f"params must not repeat, got {parameter!r} again at position {i}")
         seen.add(id(parameter))
     return [
-        ParameterOptions(
-            parameter,
-            name,
-            defaults.learning_rate,
-            ZERO if "beta" in name or "gamma" in name else defaults.weight_decay,
-            False,
-        )
+        Member(parameter, name, group=0, decays=not ("beta" in name or "gamma" in name))
         for parameter, name in zip(parameters, _names(parameters), strict=True)
     ]
 
 
 def _from_groups(
-    groups: list[Mapping[str, Any]], defaults: Defaults, book: RateBook
-) -> list[ParameterOptions]:
-    options: dict[int, ParameterOptions] = {}  # by id of the parameter
+    dicts: list[Mapping[str, Any]], defaults: GroupOptions, book: RateBook
+) -> tuple[list[Member], list[GroupOptions]]:
+    members: dict[int, Member] = {}  # by id of the parameter
+    groups: list[GroupOptions] = []
     order: list[Any] | None = None
-    for i, group in enumerate(groups):
+    for i, group in enumerate(dicts):
         label = f"params[{i}]"
+        if not isinstance(group, Mapping):
+            raise TypeError(
+                f"{label} must be a dict, like the first one, got {validation.shown(group)}"
+            )
         unknown = [key for key in group if key not in _KEYS]
         if unknown:
             raise KeyError(f"{label} must only have keys of {_KEYS}, got {unknown[0]!r}")
@@ -121,39 +155,49 @@ def _from_groups(
                 raise ValueError(f"{label}: 'order_params' must stand in one group only")
             order = _order(group, label)
             continue
-        learning_rate, weight_decay = defaults.learning_rate, defaults.weight_decay
-        if "lr" in group:
-            learning_rate = book.learning_rate(f"{label}['lr']", group["lr"])
-        if "weight_decay" in group:
-            weight_decay = book.weight_decay(f"{label}['weight_decay']", group["weight_decay"])
-        centralize = validation.flag(
-            f"{label}['grad_centralization']", group.get("grad_centralization", False)
-        )
+        options = _group_options(group, label, defaults, book)
         for parameter in _members(group, label):
-            if id(parameter) in options:
+            if id(parameter) in members:
                 raise RuntimeError(f"{label}: {parameter!r} stands in two groups")
-            options[id(parameter)] = ParameterOptions(
-                parameter, "", learning_rate, weight_decay, centralize
+            members[id(parameter)] = Member(
+                parameter, "", len(groups), grad_centralization=options.grad_centralization
             )
-    if not options:
+        groups.append(options)
+    if not members:
         raise ValueError("params must hold at least one group with 'params', got none")
-    names = _names(option.parameter for option in options.values())
-    for key, name in zip(options, names, strict=True):
-        options[key] = replace(options[key], name=name)
-    return list(options.values()) if order is None else _ordered(options, order)
+    names = _names(member.parameter for member in members.values())
+    for key, name in zip(members, names, strict=True):
+        members[key] = replace(members[key], name=name)
+    return list(members.values()) if order is None else _ordered(members, order), groups
+
+
+def _group_options(
+    group: Mapping[str, Any], label: str, defaults: GroupOptions, book: RateBook
+) -> GroupOptions:
+    learning_rate, weight_decay = defaults.learning_rate, defaults.weight_decay
+    if "lr" in group:
+        learning_rate = book.learning_rate(f"{label}['lr']", group["lr"])
+    if "weight_decay" in group:
+        weight_decay = book.weight_decay(f"{label}['weight_decay']", group["weight_decay"])
+    centralize = validation.flag(
+        f"{label}['grad_centralization']", group.get("grad_centralization", False)
+    )
+    config = defaults.config.copy()
+    for name in _options.GROUP_OPTIONS:
+        if name in group:
+            value = _options.of_group(
+                name, f"{label}[{name!r}]", group[name], allow_zero=config.allow_zero
+            )
+            setattr(config, name, value)
+    return GroupOptions(learning_rate, weight_decay, config, centralize)
 
 
 def _members(group: Mapping[str, Any], label: str) -> list[Parameter]:
     if "params" not in group:
         raise KeyError(f"{label} must have the key 'params' (or 'order_params')")
-    members = _listed(f"{label}['params']", group["params"])
+    members = _parameters(f"{label}['params']", group["params"])
     if not members:
         raise ValueError(f"{label}['params'] must hold at least one parameter, got none")
-    for j, member in enumerate(members):
-        if not isinstance(member, Parameter):
-            raise TypeError(
-                f"{label}['params'][{j}] must be a Parameter, got {validation.shown(member)}"
-            )
     return members
 
 
@@ -168,12 +212,12 @@ def _order(group: Mapping[str, Any], label: str) -> list[Any]:
     return _listed(f"{label}['order_params']", group["order_params"])
 
 
-def _ordered(options: dict[int, ParameterOptions], order: list[Any]) -> list[ParameterOptions]:
+def _ordered(members: dict[int, Member], order: list[Any]) -> list[Member]:
     ids = [id(parameter) for parameter in order]
-    if len(ids) != len(options) or set(ids) != set(options):
+    if len(ids) != len(members) or set(ids) != set(members):
         raise ValueError(
-            f"'order_params' must hold each of the {len(options)} parameters of the groups once, "
-            f"got {len(ids)} entries, {len(set(ids) & set(options))} of them different parameters "
+            f"'order_params' must hold each of the {len(members)} parameters of the groups once, "
+            f"got {len(ids)} entries, {len(set(ids) & set(members))} of them different parameters "
             "of the groups"
         )
-    return [options[i] for i in ids]
+    return [members[i] for i in ids]

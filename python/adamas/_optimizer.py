@@ -4,23 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, get_args, overload
+from contextlib import nullcontext
+from typing import Any, ClassVar, get_args
+from typing import NoReturn as Never  # what typing calls it from Python 3.11 on
 
-from . import _core, _groups
+from . import _copying, _core, _face, _groups, _keys, _named, _options
 from . import _validation as validation
 from ._arrays import FloatArray, gradient
 from ._device_arrays import stream_number
 from ._fork import add_lock
-from ._groups import Defaults
+from ._groups import GroupOptions, Member
 from ._parameter import Parameter
-from ._rates import Rate, RateBook
+from ._rates import RateBook
+from ._settings import Settings
 from ._state import OptimizerState
-from .typing import Gradient, LearningRate, Params, Target, WeightDecay
+from ._step_rates import StepRates
+from .typing import Gradient, Grads, LearningRate, MissingGradients, Params, Target, WeightDecay
 
 
-class Optimizer:
+class Optimizer(Settings):
     """Base of `Adam` and `AdamWeightDecay`, which document the parameters of the constructor."""
+
+    # No others can be set by mistake; subclasses of users have a __dict__.
+    __slots__ = (
+        "__weakref__",
+        "_is_plain",
+        "_keys",
+        "_native_step",
+        "_rates_of_capture",
+        "_submitted",
+        "_target",
+        "_unique",
+        "_worker",
+    )
+    # What a subclass has unless told otherwise, which its repr leaves out.
+    _usual_options: ClassVar[Mapping[str, Any]] = _options.plain(_core.AdamConfig())
 
     def __init__(
         self,
@@ -29,74 +47,88 @@ class Optimizer:
         weight_decay: WeightDecay,
         config: _core.AdamConfig,
     ) -> None:
-        book = RateBook()
-        self._defaults = Defaults(
-            book.learning_rate("learning_rate", learning_rate),
-            book.weight_decay("weight_decay", weight_decay),
+        self._book = RateBook()
+        self._defaults = GroupOptions(
+            self._book.learning_rate("learning_rate", learning_rate),
+            self._book.weight_decay("weight_decay", weight_decay),
+            _core.default_group(config),
         )
-        self._options, self._grouped = _groups.resolve(params, self._defaults, book)
+        members, groups, self._grouped = _groups.resolve(params, self._defaults, self._book)
+        self._assemble(members, groups, config)
+
+    def _assemble(
+        self, members: list[Member], groups: list[GroupOptions], config: _core.AdamConfig
+    ) -> None:
+        self._given = config
         # Around the schedules and the native call that belong together.
-        self._lock: AbstractContextManager[object] = nullcontext()
+        self._lock = nullcontext()
         if config.use_locking:
             add_lock(self)
         self._worker: ThreadPoolExecutor | None = None
         self._submitted: list[Future[None]] = []
         self._unique = True
-
-        self._index = {id(option.parameter): i for i, option in enumerate(self._options)}
-
-        pairs = [(option.learning_rate, option.weight_decay) for option in self._options]
-        places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
-        self._pairs: list[tuple[Rate, Rate]] = list(places)
-        self._native = _core.Optimizer(
-            [
-                _core.ParameterSpec(
-                    option.parameter.memory,
-                    option.name,
-                    places[pair],
-                    option.grad_centralization,
-                )
-                for option, pair in zip(self._options, pairs, strict=True)
-            ],
-            config,
-            gradient,
+        self._members = members
+        self._index = {id(member.parameter): i for i, member in enumerate(members)}
+        self._configs = [group.config for group in groups]
+        self._rates = StepRates(
+            [group.learning_rate for group in groups],
+            [group.weight_decay for group in groups],
+            list(dict.fromkeys((member.group, member.decays) for member in members)),
         )
-        self._config = self._native.config  # what steps compute with
+        self._check_amsgrad()
+        keys = [_keys.key_of(member.parameter, member.name) for member in members]
+        self._use(self._made(keys), keys)
         self._target: Target = "CPU" if self._native.device < 0 else "GPU"
-        self._state = OptimizerState(self._native, self._options)
-        self._native_step = self._native.step  # bound once: a step of a small model is microseconds
         self._is_plain = not (config.use_locking or config.capturable)
         # A step that is being captured takes its rates from the device.
-        self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._pairs))
-        is_static = all(lr.constant and decay.constant for lr, decay in self._pairs)
-        self._static_rates = self._rates_at(0) if is_static else None
+        self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._rates.indices))
 
-    def _lr_at(self, rate: Rate, step: int) -> float:
-        return self._native.used_learning_rate(rate.at(step))
+    def _made(self, keys: list[int]) -> _core.Optimizer:
+        """Return a native optimizer with a key for each parameter's stochastic rounding."""
+        places = self._rates.places
+        specs = [
+            _core.ParameterSpec(
+                member.parameter.memory,
+                member.name,
+                places[member.group, member.decays],
+                member.grad_centralization,
+                key=key,
+            )
+            for member, key in zip(self._members, keys, strict=True)
+        ]
+        configs = [self._configs[group] for group, _ in self._rates.indices]
+        return _core.Optimizer(specs, self._given, gradient, configs)
 
-    def _rates_at(self, step: int) -> _core.Rates:
-        """Ask each distinct learning rate and weight decay once."""
-        values: dict[Rate, float] = {}
-        for rate in (rate for pair in self._pairs for rate in pair):
-            if rate not in values:
-                values[rate] = rate.at(step)
-        return _core.Rates([(values[lr], values[decay]) for lr, decay in self._pairs])
+    def _use(self, native: _core.Optimizer, keys: list[int]) -> None:
+        self._native = native
+        self._config = native.config
+        self._keys = keys
+        self._native_step = native.step  # bound once: a step of a small model is microseconds
 
-    def __call__(self, grads: Sequence[Gradient], *, stream: Any = None) -> bool:
+    def _check_amsgrad(self) -> None:
+        config = self._given
+        uses_amsgrad = any(group.use_amsgrad for group in (config, *self._configs))
+        if uses_amsgrad and (config.row_policy is _core.RowPolicy.lazy or config.use_offload):
+            raise ValueError("use_amsgrad must not be True together with use_lazy or use_offload")
+
+    def __call__(self, grads: Grads, *, stream: Any = None) -> bool:
         """Make one step: update every parameter in place.
 
         Parameters
         ----------
-        grads : tuple or list of arrays or RowTensor
-            The gradients in the order of `parameters`, each with its parameter's shape. Sparse ones
-            are a `RowTensor`, a SciPy sparse matrix or a torch sparse COO tensor over rows.
-            C-contiguous arrays of the parameter's type, or of any of float32, float16 and bfloat16
-            unless the parameter is float64, are read where they lie. A gradient is only read, so
-            one that is strided, of another float width, or exported by another library (buffer
-            protocol, DLPack) is converted first, at the price of a temporary array; a value too
-            large for the type of the arithmetic becomes infinity. Integer, bool and complex arrays
-            are refused: they are mistakes more often than gradients. Gradients of parameters on a
-            CUDA device must be there too, contiguous, and are never converted.
+        grads : tuple or list of arrays or RowTensor, or dict of them
+            The gradients in the order of `parameters`, each with its parameter's shape; or under
+            the names of the parameters, where a dict in a dict adds its key and a dot. A parameter
+            whose gradient is None, or not in the dict, is left as it is, and so is its number of
+            steps (`steps`). Sparse gradients are a `RowTensor`, a SciPy sparse matrix or a torch
+            sparse COO tensor over rows. C-contiguous arrays of the parameter's type, or of any of
+            float32, float16 and bfloat16 unless the parameter is float64, are read where they lie.
+            A gradient is only read, so one that is strided, of another float width, or exported by
+            another library (buffer protocol, DLPack) is converted first, at the price of a
+            temporary array; a value too large for the type of the arithmetic becomes infinity.
+            Integer, bool and complex arrays are refused: they are mistakes more often than
+            gradients. Gradients of parameters on a CUDA device must be there too, contiguous, and
+            are never converted.
         stream : int or stream, optional
             The CUDA stream that the step is queued on, for parameters on a device: its address, or
             an object of CuPy, torch, Numba or cuda.core. Without it, the stream that a gradient's
@@ -110,8 +142,10 @@ class Optimizer:
         Raises
         ------
         TypeError
-            If ``grads`` is neither tuple nor list, a gradient is not an array of a float type, or
-            row indices are not int32 or int64.
+            If ``grads`` is neither tuple nor list nor dict, a gradient is not an array of a float
+            type, or row indices are not int32 or int64.
+        KeyError
+            If a name is not that of a parameter.
         ValueError
             If the number of gradients or a shape is wrong, a gradient shares memory with a
             parameter or the state, a parameter was made read-only, a schedule returned a negative
@@ -132,25 +166,28 @@ class Optimizer:
         not made, and a later call says so instead of being made itself. Gradients that were made on
         another stream than that of the step must be kept until the step is done there.
         """
-        if stream is None and self._is_plain:
-            self._native_step(grads, self._static_rates or self._rates())
-        else:
-            self._ordered_step(grads, stream_number(stream))
-        return True
+        try:
+            if stream is None and self._is_plain:
+                self._native_step(grads, self._rates.constant or self._next_rates())
+            else:
+                self._ordered_step(grads, stream_number(stream))
+            return True
+        except TypeError:  # asked about dicts only here: a step of a small model is microseconds
+            if not isinstance(grads, Mapping):
+                raise
+        return self(_named.in_order(grads, [m.name for m in self._members]), stream=stream)
 
-    def _ordered_step(self, grads: Sequence[Gradient], stream: int | None) -> None:
+    def _ordered_step(self, grads: Grads, stream: int | None) -> None:
         with self._lock:
             is_captured = self._config.capturable and self._native.is_capturing(grads, stream)
-            rates = self._rates_of_capture if is_captured else self._rates()
+            rates = self._rates_of_capture if is_captured else self._next_rates()
             self._native_step(grads, rates, stream)
 
     step = __call__
 
-    def _rates(self) -> _core.Rates:
+    def _next_rates(self) -> _core.Rates:
         """Return the learning rates and weight decays of the next step."""
-        if self._static_rates is not None:
-            return self._static_rates
-        return self._rates_at(self._native.global_step)
+        return self._rates.constant or self._rates.at(self._native.global_step)
 
     def refresh_rates(self, step: int | None = None, *, stream: Any = None) -> None:
         """Send the learning rates and weight decays that replays of captured steps use from now on.
@@ -170,7 +207,7 @@ class Optimizer:
         """
         number = stream_number(stream) or 0
         with self._lock:
-            rates = self._rates() if step is None else self._rates_at(step)
+            rates = self._next_rates() if step is None else self._rates.at(step)
             self._native.set_rates(rates, number)
 
     def begin_step(self) -> None:
@@ -188,7 +225,7 @@ class Optimizer:
             ``skip_nonfinite``), which needs all gradients first.
         """
         with self._lock:
-            self._native.begin_step(self._rates())
+            self._native.begin_step(self._next_rates())
 
     def apply(self, param: Parameter, grad: Gradient, *, stream: Any = None) -> None:
         """Update one parameter of the open step as soon as its gradient exists.
@@ -238,11 +275,24 @@ class Optimizer:
         for update in submitted:
             update.result()
 
-    def end_step(self) -> None:
-        """Close the step; raises RuntimeError, and leaves it open, if a parameter is missing."""
+    def end_step(self, *, missing: MissingGradients = "error") -> None:
+        """Close the step.
+
+        Parameters
+        ----------
+        missing : {"error", "skip"}, keyword only
+            Whether a parameter that was not applied is an error, or has no gradient in this step
+            and is left as it is, with its number of steps (`steps`).
+
+        Raises
+        ------
+        RuntimeError
+            If a parameter is missing, which leaves the step open, or no step is open.
+        """
+        skip = validation.choice("missing", missing, get_args(MissingGradients)) == "skip"
         if self._submitted:
             self._finish_submitted()
-        self._native.end_step()
+        self._native.end_step(skip)
 
     def cancel_step(self) -> None:
         """Give up the open step, when the backward pass has failed, without counting it.
@@ -256,7 +306,7 @@ class Optimizer:
     @property
     def parameters(self) -> list[Parameter]:
         """The parameters in update order, which is the order of the gradients."""
-        return [option.parameter for option in self._options]
+        return [member.parameter for member in self._members]
 
     @property
     def moment1(self) -> list[FloatArray]:
@@ -265,22 +315,31 @@ class Optimizer:
         With a ``state_dtype`` in 16 or 8 bits: read-only float32 copies. On a CUDA device: objects
         with ``__cuda_array_interface__``, ``numpy()``, which copies, and ``assign(values)``.
         """
-        return self._state.arrays(_core.StateKind.moment1)
+        return OptimizerState(self).arrays(_core.StateKind.moment1)
 
     @property
     def moment2(self) -> list[FloatArray]:
         """The second moments in update order, as `moment1`."""
-        return self._state.arrays(_core.StateKind.moment2)
+        return OptimizerState(self).arrays(_core.StateKind.moment2)
 
     @property
     def vhat(self) -> list[FloatArray]:
-        """The largest second moments so far (AMSGrad): live, writable views; else empty."""
-        return self._state.arrays(_core.StateKind.vhat) if self._config.use_amsgrad else []
+        """The largest second moments so far (AMSGrad): live, writable views; else empty.
+
+        None for parameters of groups that do without, where others do not.
+        """
+        arrays = OptimizerState(self).arrays(_core.StateKind.vhat)
+        return arrays if any(array is not None for array in arrays) else []
 
     @property
     def master_weights(self) -> list[FloatArray | None]:
         """The float32 copies of 16-bit parameters (``master_weights``), None for the others."""
-        return self._state.arrays(_core.StateKind.master)
+        return OptimizerState(self).arrays(_core.StateKind.master)
+
+    @property
+    def ema(self) -> list[FloatArray]:
+        """The averages of the parameters (``ema_decay``): live, writable views; else empty."""
+        return OptimizerState(self).arrays(_core.StateKind.ema) if self._config.ema_decay else []
 
     @property
     def last_grad_norm(self) -> float:
@@ -317,18 +376,29 @@ class Optimizer:
             self._native.global_step = number
 
     @property
-    def loss_scale(self) -> float:
-        """What the gradients of the next step are divided by; can be set between steps.
+    def steps(self) -> list[int]:
+        """The number of steps that each parameter has made, in update order; can be set.
 
-        A dynamic loss scale goes here: ``opt.loss_scale = manager.get_loss_scale()``.
+        Bias correction goes by it. It is `global_step` but for parameters that were without a
+        gradient in some steps; setting `global_step` moves all of them by the same distance.
         """
-        return self._native.loss_scale
+        return self._native.steps
 
-    @loss_scale.setter
-    def loss_scale(self, value: float) -> None:
-        scale = validation.loss_scale("loss_scale", value)
+    @steps.setter
+    def steps(self, values: Sequence[int]) -> None:
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"steps must be a list or tuple, got {validation.shown(values)}")
+        if len(values) != len(self._members):
+            raise ValueError(
+                f"steps must hold one number for each of the {len(self._members)} parameters, got "
+                f"{len(values)}"
+            )
+        numbers = [
+            validation.integer(f"steps[{i}]", value, minimum=0, maximum=2**62)
+            for i, value in enumerate(values)
+        ]
         with self._lock:
-            self._native.loss_scale = scale
+            self._native.steps = numbers
 
     @property
     def target(self) -> Target:
@@ -352,50 +422,6 @@ class Optimizer:
     @unique.setter
     def unique(self, value: bool) -> None:
         self._unique = validation.flag("unique", value)
-
-    def get_lr(self) -> float | tuple[float, ...]:
-        """Return the learning rate that the next step uses.
-
-        One float, or with groups a tuple of one for each parameter in update order.
-        """
-        step = self.global_step
-        if not self._grouped:
-            return self._lr_at(self._defaults.learning_rate, step)
-        return tuple(self._lr_at(option.learning_rate, step) for option in self._options)
-
-    def get_weight_decay(self) -> float | tuple[float, ...]:
-        """Return the weight decay that the next step uses, not multiplied by the loss scale.
-
-        One float, or with groups a tuple of one for each parameter in update order. Without
-        groups, parameters named "beta" or "gamma" are not decayed whatever this says.
-        """
-        step = self.global_step
-        if not self._grouped:
-            return self._defaults.weight_decay.at(step)
-        return tuple(option.weight_decay.at(step) for option in self._options)
-
-    @overload
-    def get_lr_parameter(self, param: Parameter) -> float: ...
-    @overload
-    def get_lr_parameter(self, param: Sequence[Parameter]) -> list[float]: ...
-    def get_lr_parameter(self, param: Parameter | Sequence[Parameter]) -> float | list[float]:
-        """Return the learning rate that the next step uses for a parameter, or a list of them.
-
-        Parameters
-        ----------
-        param : Parameter or list or tuple of Parameter
-            What to look up.
-
-        Raises
-        ------
-        TypeError
-            If something else is given.
-        ValueError
-            If a parameter does not belong to this optimizer.
-        """
-        if isinstance(param, (list, tuple)):
-            return [self._lr_of(one) for one in param]
-        return self._lr_of(param)
 
     def state_dict(self, *, parameters: bool = False) -> dict[str, Any]:
         """Return a copy of all that decides later steps, as plain arrays and numbers.
@@ -452,7 +478,7 @@ class Optimizer:
         (1, array([0.5, 0.5], dtype=float32))
         """
         with self._lock:
-            return self._state.take(parameters=validation.flag("parameters", parameters))
+            return OptimizerState(self).take(parameters=validation.flag("parameters", parameters))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that `state_dict` returned.
@@ -502,16 +528,47 @@ class Optimizer:
         (1, True)
         """
         with self._lock:
-            self._state.load(state)
+            OptimizerState(self).load(state)
 
-    def _lr_of(self, param: Any) -> float:
-        option = self._options[self._position(param)]
-        return self._lr_at(option.learning_rate, self.global_step)
+    def summary(self) -> str:
+        """Return a table of all parameters: sizes, groups, next rates, bytes of state.
 
-    def _position(self, param: Any) -> int:
-        """Return where a parameter stands in update order."""
-        if not isinstance(param, Parameter):
-            raise TypeError(f"param must be a Parameter, got {validation.shown(param)}")
-        if id(param) not in self._index:
-            raise ValueError(f"param must belong to this optimizer, got {param!r}")
-        return self._index[id(param)]
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adamas import Adam, Parameter
+        >>> names = ("weight", "bias")
+        >>> optimizer = Adam([Parameter(np.ones(3, np.float32), name) for name in names])
+        >>> print(optimizer.summary())
+        name    shape    dtype  elements  group     lr  weight_decay  state
+        weight  (3,)   float32         3      0  0.001             0   24 B
+        bias    (3,)   float32         3      0  0.001             0   24 B
+        total                          6                               48 B
+        """
+        return _face.text_table(self)
+
+    def __repr__(self) -> str:
+        return _face.described(self)
+
+    def _repr_html_(self) -> str:
+        return _face.html(self)
+
+    def __len__(self) -> int:
+        """Return the number of parameters."""
+        return len(self._members)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return _copying.parts(self)
+
+    def __setstate__(self, parts: dict[str, Any]) -> None:
+        _copying.put_together(self, parts)
+
+    def __copy__(self) -> Never:
+        raise TypeError(
+            f"copy.copy() would give two optimizers over the same memory; copy.deepcopy() gives an "
+            f"independent {type(self).__name__}"
+        )

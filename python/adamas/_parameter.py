@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from . import _validation as validation
 from ._arrays import Array, FloatArray, parameter_array
+from ._copyable import check_copyable
 from ._device_arrays import device_parameter
+from ._strict import Strict
 
 
-class Parameter:
+class Parameter(Strict):
     """An array that an optimizer updates in place, with a name.
 
     Parameters
@@ -26,11 +29,15 @@ class Parameter:
     name : str, optional
         Weight decay skips ungrouped parameters whose name contains "beta" or "gamma"; messages
         and checkpoints use it. Without one, an optimizer calls the parameter by its position.
+    key : int, optional, keyword only
+        In [0, 2**63): chooses the random bits of stochastic rounding (``state_dtype``). By default
+        a hash of the name, so that they stay the same wherever the parameter stands in a list.
 
     Raises
     ------
     TypeError
-        If ``data`` exports no array memory or is of another type, or ``name`` is not a string.
+        If ``data`` exports no array memory or is of another type, ``name`` is not a string, or
+        ``key`` no int.
     ValueError
         If the memory is read-only, not C-contiguous or not aligned.
     RuntimeError
@@ -44,15 +51,20 @@ class Parameter:
     ((3, 2), dtype('float32'), 6)
     """
 
-    def __init__(self, data: Array, name: str | None = None) -> None:
+    __slots__ = ("__weakref__", "_array", "_data", "_key", "_name")
+
+    def __init__(self, data: Array, name: str | None = None, *, key: int | None = None) -> None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, got {type(name).__name__}")
+        if key is not None:
+            key = validation.integer("key", key, minimum=0, maximum=2**63 - 1)
         device_array = device_parameter(data)
         self._array: FloatArray | _core.DeviceArray = (
             parameter_array(data) if device_array is None else device_array
         )
         self._data = data
         self._name = name
+        self._key = key
 
     @property
     def data(self) -> Any:
@@ -63,6 +75,11 @@ class Parameter:
     def name(self) -> str | None:
         """The name that was given, or None."""
         return self._name
+
+    @property
+    def key(self) -> int | None:
+        """The key that was given, or None."""
+        return self._key
 
     @property
     def memory(self) -> FloatArray | _core.DeviceArray:
@@ -98,6 +115,17 @@ class Parameter:
         if copy is False:
             raise ValueError(f"a view of {self.dtype} memory as {np.dtype(dtype)} needs a copy")
         return self._array.astype(dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and copy.deepcopy take: the data itself, unless it has no copy."""
+        check_copyable(self._data, f"parameter {self._name!r}")
+        own = {"data": self._data, "name": self._name, "key": self._key}
+        return {**own, "attributes": dict(getattr(self, "__dict__", {}))}  # of a user's subclass
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Parameter.__init__(self, state["data"], state["name"], key=state["key"])
+        for name, value in state["attributes"].items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         return f"Parameter(name={self.name!r}, shape={self.shape}, dtype={self.dtype.name})"

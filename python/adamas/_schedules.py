@@ -389,6 +389,8 @@ class WarmUpLR(LearningRateSchedule):
 
 def _checked_step(step: int) -> int:
     """Return ``step`` as an int; a negative one or one of more than 63 bits is a ValueError."""
+    if type(step) is int and 0 <= step < 2**63:  # in every step: at once
+        return step
     step = validation.integer("step", step, minimum=0)
     if step.bit_length() > 63:
         raise ValueError(f"step must be an int < 2**63, got one of {step.bit_length()} bits")

@@ -8,46 +8,35 @@ among the steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _core
+from . import _core, _options
 from . import _validation as validation
-from ._groups import ParameterOptions
 
-VERSION = 1
+if TYPE_CHECKING:
+    from ._optimizer import Optimizer
+
+VERSION = 2
 
 _Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
-# What is called by its type: float32 (float64 for float64 parameters), as it is computed.
-_REAL = "float32"
-# By the name that users know.
-STATE_FORMATS = {
-    _REAL if member is _core.StateFormat.real else member.name: member
-    for member in _core.StateFormat
-}
-
 
 class OptimizerState:
-    """Moments and what else decides later steps, of one optimizer.
+    """Moments and what else decides later steps, of one optimizer; made for each look at them."""
 
-    Parameters
-    ----------
-    native, options
-        The parts of the optimizer.
-    """
-
-    def __init__(self, native: _core.Optimizer, options: Sequence[ParameterOptions]) -> None:
-        self._native = native
-        self._config = native.config
-        self._options = options
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._native = optimizer._native
+        self._config = optimizer._config
+        self._members = optimizer._members
+        self._keys = optimizer._keys
 
     def arrays(self, kind: _core.StateKind) -> list[Any]:
         """Return one kind of state of each parameter, in update order; None where it has none."""
-        return [self._native.state(kind, i) for i in range(len(self._options))]
+        return [self._native.state(kind, i) for i in range(len(self._members))]
 
     def take(self, *, parameters: bool) -> dict[str, Any]:
         """Return a copy of everything that decides later steps.
@@ -62,16 +51,17 @@ class OptimizerState:
         RuntimeError
             If a step in parts is open.
         """
-        native, config = self._native, self._config
         entries: dict[str, dict[str, Any]] = {}
         copies = []
-        for i, option in enumerate(self._options):
-            entry = _description(native, option, i)
-            for kind, (shape, dtype) in _layout(native, option, i, parameters).items():
+        for i, member in enumerate(self._members):
+            entry = self._description(i)
+            for kind, (shape, dtype) in self._layout(i, parameters).items():
                 entry[kind] = np.empty(shape, dtype)
                 copies.append((i, _kind(kind), entry[kind]))
-            entries[option.name] = entry
-        counters, _ = native.save(copies)
+            entries[member.name] = entry
+        counters, steps = self._native.save(copies)
+        for entry, step in zip(entries.values(), steps, strict=True):
+            entry["step"] = step
         return {
             "version": VERSION,
             "global_step": counters.global_step,
@@ -79,7 +69,8 @@ class OptimizerState:
             "last_step_skipped": counters.last_step_skipped,
             "last_grad_norm": counters.last_grad_norm,
             "loss_scale": counters.loss_scale,
-            "options": _options(config),
+            "options": _options.plain(self._config, _options.OPTIMIZER_OPTIONS),
+            "groups": self._groups(),
             "parameters": entries,
         }
 
@@ -95,21 +86,71 @@ class OptimizerState:
         RuntimeError
             If a step in parts is open.
         """
-        native, config = self._native, self._config
-        _check_state(state)
-        _check_equal("state['options']", state["options"], _options(config))
-        entries = state["parameters"]
-        _check_names(entries, [option.name for option in self._options], config)
+        state = _current(state)
+        wanted = _options.plain(self._config, _options.OPTIMIZER_OPTIONS)
+        _check_equal("state['options']", state["options"], wanted)
+        entries = _mapping("state['parameters']", state["parameters"])
+        groups = self._groups()
+        _check_names(entries, [member.name for member in self._members])
+        _check_groups(state["groups"], groups)
+        _check_order(list(entries), [member.name for member in self._members], wanted, groups)
         with_param = any(
             "param" in _mapping(_label(name), entry) for name, entry in entries.items()
         )
-        copies = []
-        for i, option in enumerate(self._options):
-            entry = entries[option.name]
-            layout = _layout(native, option, i, with_param)
-            _check_entry(option.name, entry, _description(native, option, i), layout)
+        copies, steps, keys = [], [], []
+        for i, member in enumerate(self._members):
+            entry = entries[member.name]
+            layout = self._layout(i, with_param)
+            _check_entry(member.name, entry, self._description(i), layout)
             copies += [(i, _kind(kind), np.require(entry[kind], None, "C")) for kind in layout]
-        native.load(copies, _counters(state))
+            steps.append(_number(member.name, entry, "step", 2**62))
+            keys.append(_number(member.name, entry, "key", 2**63 - 1) if "key" in entry else -1)
+        counters = _counters(state)
+        if self._is_random and keys != self._keys:
+            self._load_with_keys(keys, copies, counters, steps)
+        else:
+            self._native.load(copies, counters, steps)
+
+    def _load_with_keys(self, keys: list[int], *loaded: Any) -> None:
+        """Load into a new native optimizer, whose keys are these, and let it take the place."""
+        self._native.save([])  # which an open step refuses
+        native = self._optimizer._made(keys)
+        native.load(*loaded)
+        self._optimizer._use(native, keys)
+
+    @property
+    def _is_random(self) -> bool:
+        return self._config.state_format is not _core.StateFormat.real
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return which parameters have options in common, and the options."""
+        groups: dict[int, dict[str, Any]] = {}
+        places = self._optimizer._rates.places
+        for member in self._members:
+            if member.group not in groups:
+                used = self._native.group(places[member.group, member.decays])
+                options = _options.plain(used, _options.GROUP_OPTIONS)
+                groups[member.group] = {"parameters": [], **options}
+            groups[member.group]["parameters"].append(member.name)
+        return [groups[place] for place in sorted(groups)]
+
+    def _layout(self, position: int, with_param: bool) -> _Layout:
+        """Return the shape and type of each array that belongs to a parameter, as it is stored."""
+        layout = {kind.name: place for kind, place in self._native.layout(position).items()}
+        if with_param:
+            parameter = self._members[position].parameter
+            layout["param"] = parameter.shape, parameter.dtype
+        return layout
+
+    def _description(self, position: int) -> dict[str, Any]:
+        """Return what is not in arrays, but for the steps made."""
+        description = {
+            "dtype": self._members[position].parameter.dtype.name,
+            "grad_centralization": self._native.centralizes(position),
+        }
+        if self._is_random:
+            description["key"] = self._keys[position]
+        return description
 
 
 def _kind(name: str) -> _core.StateKind | None:
@@ -117,36 +158,55 @@ def _kind(name: str) -> _core.StateKind | None:
     return None if name == "param" else _core.StateKind[name]
 
 
-def _layout(
-    native: _core.Optimizer, option: ParameterOptions, position: int, with_param: bool
-) -> _Layout:
-    """Return the shape and type of each array that belongs to a parameter, as it is stored."""
-    layout = {kind.name: place for kind, place in native.layout(position).items()}
-    if with_param:
-        layout["param"] = option.parameter.shape, option.parameter.dtype
-    return layout
+# Earlier versions
 
 
-def _description(
-    native: _core.Optimizer, option: ParameterOptions, position: int
-) -> dict[str, Any]:
+def _current(state: Any) -> Mapping[str, Any]:
+    """Return the state in the form of this version, its outermost keys checked."""
+    version = _mapping("state", state).get("version")
+    if version == 1 and type(version) is int:
+        _check_keys("state", state, [key for key in _KEYS if key != "groups"])
+        return _from_version_1(state)
+    if version != VERSION:
+        raise ValueError(f"state['version'] must be 1 or {VERSION}, got {version!r}")
+    _check_keys("state", state, _KEYS)
+    current: Mapping[str, Any] = state
+    return current
+
+
+_KEYS = (
+    "version",
+    "global_step",
+    "skipped_steps",
+    "last_step_skipped",
+    "last_grad_norm",
+    "loss_scale",
+    "options",
+    "groups",
+    "parameters",
+)
+
+
+def _from_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a state of 0.1.0 means: one step for all, one group, keys by position."""
+    usual = _options.plain(_core.AdamConfig())
+    options = {**usual, **_mapping("state['options']", state["options"])}
+    entries = _mapping("state['parameters']", state["parameters"])
+    is_random = options["state_dtype"] != "float32"
+    steps = {"step": state["global_step"]}
+    group = {name: options[name] for name in _options.GROUP_OPTIONS}
+    names = [_options.users_name(name) for name in _options.OPTIMIZER_OPTIONS]
+    unknown = [name for name in state["options"] if name not in usual]
     return {
-        "dtype": option.parameter.dtype.name,
-        "grad_centralization": native.centralizes(position),
+        **state,
+        "version": VERSION,
+        "options": {name: options[name] for name in [*names, *unknown]},
+        "groups": [{"parameters": list(entries), **group, "max_grad_norm": None}],
+        "parameters": {
+            name: {**_mapping(_label(name), entry), **steps, **({"key": i} if is_random else {})}
+            for i, (name, entry) in enumerate(entries.items())
+        },
     }
-
-
-def _options(config: _core.AdamConfig) -> dict[str, Any]:
-    """Return the options that decide the bits of later steps, by the names that users know."""
-    options: dict[str, Any] = {}
-    for name in _core.DECIDING_OPTIONS:
-        value = getattr(config, name)
-        options[name] = value.name if isinstance(value, Enum) else value
-    options["max_grad_norm"] = config.max_grad_norm or None
-    # Under its other name, in the same place.
-    names = {"state_format": "state_dtype"}
-    options["state_format"] = options["state_format"].replace("real", _REAL)
-    return {names.get(name, name): value for name, value in options.items()}
 
 
 # The checks
@@ -162,27 +222,6 @@ def _mapping(label: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _check_state(state: Any) -> None:
-    """Check that it is a state of this version, by its outermost keys."""
-    _mapping("state", state)
-    if state.get("version") != VERSION:
-        raise ValueError(f"state['version'] must be {VERSION}, got {state.get('version')!r}")
-    _check_keys(
-        "state",
-        state,
-        (
-            "version",
-            "global_step",
-            "skipped_steps",
-            "last_step_skipped",
-            "last_grad_norm",
-            "loss_scale",
-            "options",
-            "parameters",
-        ),
-    )
-
-
 def _check_keys(label: str, found: Mapping[str, Any], wanted: Iterable[str]) -> None:
     missing = [key for key in wanted if key not in found]
     unknown = [key for key in found if key not in set(wanted)]
@@ -193,6 +232,10 @@ def _check_keys(label: str, found: Mapping[str, Any], wanted: Iterable[str]) -> 
 
 def _check_equal(label: str, found: Any, wanted: Mapping[str, Any]) -> None:
     _check_keys(label, _mapping(label, found), wanted)
+    _check_values(label, found, wanted)
+
+
+def _check_values(label: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for key, value in wanted.items():
         if found[key] != value:
             raise ValueError(
@@ -201,22 +244,58 @@ def _check_equal(label: str, found: Any, wanted: Mapping[str, Any]) -> None:
             )
 
 
-def _check_names(entries: Any, wanted: list[str], config: _core.AdamConfig) -> None:
-    """Check which parameters there are, and where their positions matter also their order."""
-    found = list(_mapping("state['parameters']", entries))
+def _check_names(entries: Mapping[str, Any], wanted: list[str]) -> None:
+    """Check which parameters there are."""
     missing = [name for name in wanted if name not in entries]
-    extra = [name for name in found if name not in set(wanted)]
+    extra = [name for name in entries if name not in set(wanted)]
     if missing or extra:
         raise ValueError(
             f"state['parameters'] must hold the {len(wanted)} parameters of this optimizer, got "
-            f"{len(found)}; missing: {missing[:3]}, not of this optimizer: {extra[:3]}"
+            f"{len(entries)}; missing: {missing[:3]}, not of this optimizer: {extra[:3]}"
         )
-    has_positions = config.max_grad_norm > 0 or config.state_format is not _core.StateFormat.real
-    if has_positions and found != wanted:
+
+
+def _check_groups(found: Any, wanted: list[dict[str, Any]]) -> None:
+    """Check that each parameter has the options that it has in this optimizer."""
+    if not isinstance(found, (list, tuple)):
+        raise TypeError(f"state['groups'] must be a list, got {validation.shown(found)}")
+    places: dict[str, int] = {}
+    for place, group in enumerate(found):
+        label = f"state['groups'][{place}]"
+        _check_keys(label, _mapping(label, group), wanted[0])
+        if not isinstance(group["parameters"], (list, tuple)):
+            raise TypeError(
+                f"{label}['parameters'] must be a list of names, got "
+                f"{validation.shown(group['parameters'])}"
+            )
+        places.update(dict.fromkeys(group["parameters"], place))
+    for group in wanted:
+        names = group["parameters"]
+        for name in names:
+            if name not in places:
+                raise ValueError(f"state['groups'] must hold parameter {name!r}; none does")
+            label = f"state['groups'][{places[name]}]"
+            options = {key: value for key, value in group.items() if key != "parameters"}
+            _check_values(label, found[places[name]], options)
+        if group["max_grad_norm"] and not group["clip_per_array"]:
+            members = found[places[names[0]]]["parameters"]
+            if set(members) != set(names):
+                raise ValueError(
+                    f"{label}['parameters'] must be {names}, whose norm max_grad_norm is for, got "
+                    f"{members}"
+                )
+
+
+def _check_order(
+    found: list[str], wanted: list[str], options: Mapping[str, Any], groups: list[dict[str, Any]]
+) -> None:
+    """Check the order where it matters, which is that of the sums of norms."""
+    has_norm = any(one["max_grad_norm"] and not one["clip_per_array"] for one in (options, *groups))
+    if has_norm and found != wanted:
         i = next(i for i in range(len(wanted)) if found[i] != wanted[i])
         raise ValueError(
-            "state['parameters'] must be in the order of this optimizer, because max_grad_norm and "
-            f"state_dtype depend on it; position {i} must be {wanted[i]!r}, got {found[i]!r}"
+            "state['parameters'] must be in the order of this optimizer, because max_grad_norm "
+            f"depends on it; position {i} must be {wanted[i]!r}, got {found[i]!r}"
         )
 
 
@@ -224,8 +303,8 @@ def _check_entry(
     name: str, entry: Mapping[str, Any], description: Mapping[str, Any], layout: _Layout
 ) -> None:
     label = _label(name)
-    _check_keys(label, entry, [*description, *layout])
-    _check_equal(label, {key: entry[key] for key in description}, description)
+    _check_keys(label, entry, [*description, "step", *layout])
+    _check_values(label, entry, {k: v for k, v in description.items() if k != "key"})
     for kind, (shape, dtype) in layout.items():
         array = entry[kind]
         if not isinstance(array, np.ndarray):
@@ -255,6 +334,10 @@ def _counters(state: Mapping[str, Any]) -> _core.Counters:
     counters.last_grad_norm = _norm("state['last_grad_norm']", state["last_grad_norm"])
     counters.loss_scale = validation.loss_scale("state['loss_scale']", state["loss_scale"])
     return counters
+
+
+def _number(name: str, entry: Mapping[str, Any], key: str, maximum: int) -> int:
+    return validation.integer(f"{_label(name)}[{key!r}]", entry[key], minimum=0, maximum=maximum)
 
 
 def _norm(name: str, value: Any) -> float:

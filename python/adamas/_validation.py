@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,13 @@ def shown(value: object) -> str:
     if len(text) > 60:
         text = text[:57] + "..."
     return f"{text} ({type(value).__name__})"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message, which are not all shown if they are many."""
+    known = list(names)
+    text = ", ".join(repr(name) for name in known[:8])
+    return text if len(known) <= 8 else f"{text}, ... ({len(known)} of them)"
 
 
 def is_real(value: object) -> bool:

@@ -12,7 +12,7 @@ Examples
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
@@ -23,10 +23,15 @@ from ._schedules import LearningRateSchedule
 
 __all__ = [
     "Array",
+    "EpsilonPlacement",
     "FloatArray",
     "Gradient",
+    "Grads",
     "Group",
     "LearningRate",
+    "MissingGradients",
+    "Named",
+    "NamedGrads",
     "Numerics",
     "Order",
     "Params",
@@ -65,6 +70,12 @@ _Number = float | np.floating[Any] | np.integer[Any]
 Gradient = Array | np.floating[Any] | _Rows | _SciPyMatrix
 """The gradient of one parameter: dense, or rows of it (`RowTensor`, SciPy's, torch's)."""
 
+NamedGrads = Mapping[str, Gradient | Mapping[str, Any] | None]
+"""Gradients by the names of their parameters, also in dicts of dicts: "conv.bias"."""
+
+Grads = Sequence[Gradient | None] | NamedGrads
+"""The gradients of a step; None, or no entry, for a parameter that has none."""
+
 LearningRate = _Number | LearningRateSchedule | _AsArray | Iterable[_Number]
 """A number, a schedule, or the values of the steps one after the other."""
 
@@ -72,8 +83,12 @@ WeightDecay = _Number | Callable[[int], _Number]
 """A number, or what is called with the step."""
 
 
+Named = Mapping[str, Array | Mapping[str, Any]]
+"""Arrays by the names that their parameters get, also in dicts of dicts: "conv.bias"."""
+
+
 class _Members(TypedDict):
-    params: Iterable[Parameter]
+    params: Iterable[Parameter | Array] | Named
 
 
 class Group(_Members, total=False):
@@ -82,6 +97,16 @@ class Group(_Members, total=False):
     lr: LearningRate
     weight_decay: WeightDecay
     grad_centralization: bool
+    beta1: float
+    beta2: float
+    eps: float
+    use_nesterov: bool
+    use_amsgrad: bool
+    decoupled_weight_decay: bool
+    maximize: bool
+    max_grad_norm: float | None
+    clip_per_array: bool
+    clip_after_decay: bool
 
 
 class Order(TypedDict):
@@ -92,9 +117,11 @@ class Order(TypedDict):
 
 # One iterable, though Parameters and groups do not mix: mypy understands lists of dicts as such
 # only if one type is wanted.
-Params = Iterable[Parameter | Group | Order]
-"""What an optimizer updates: Parameters, or groups and at most one order."""
+Params = Iterable[Parameter | Array | Group | Order] | Named
+"""What an optimizer updates: Parameters or arrays, or groups and at most one order."""
 
+EpsilonPlacement = Literal["outside", "inside"]
+MissingGradients = Literal["error", "skip"]
 Numerics = Literal["standard", "mindspore"]
 RowPolicy = Literal["exact", "lazy", "catch_up"]
 StateDtype = Literal["float32", "bfloat16", "int8"]

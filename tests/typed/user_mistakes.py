@@ -14,7 +14,8 @@ adamas.Adam([weight], numerics="pytorch")  # wrong
 adamas.Adam([weight], state_dtype="bflaot16")  # wrong
 adamas.Adam([weight], learning_rate="0.1")  # wrong
 adamas.Adam([weight], weight_decay=[0.1, 0.2])  # wrong
-adamas.Adam([array])  # wrong
+adamas.Adam([1.0])  # wrong
+adamas.Adam({"weight": 1.0})  # wrong
 adamas.Adam(weight)  # wrong
 adamas.AdamWeightDecay([weight], numerics="torch")  # wrong
 
@@ -35,6 +36,10 @@ opt.target = "TPU"  # wrong
 opt.global_step = "0"  # wrong
 opt.moment1 = []  # wrong
 opt.learning_rat = 0.1  # wrong
+opt.learning_rate = "0.1"  # wrong
+opt.groups[0].learning_rate = 0.1  # wrong
+opt.groups[0].lr = None  # wrong
+opt.groups[0].grad_centralization = True  # wrong
 
 adamas.Parameter([1.0, 2.0])  # wrong
 adamas.RowTensor(np.array([0]), array[:1], "shape")  # wrong

@@ -75,6 +75,23 @@ def dense() -> list[float]:
     return [*lr, *decay, one, *many]
 
 
+def changing(kernel: Float32, bias: Float32) -> list[float]:
+    """Arrays by name, and rates that are set between steps."""
+    opt = adamas.Adam({"dense": {"kernel": kernel, "bias": bias}}, learning_rate=0.1)
+    opt({"dense": {"kernel": np.ones_like(kernel), "bias": np.ones_like(bias)}})
+    rate: LearningRate = opt.learning_rate
+    opt.learning_rate = adamas.CosineDecayLR(0.0, 0.1, 10)
+    opt.weight_decay = 0.01
+    for group in opt.groups:
+        group.lr = rate
+        group.weight_decay = Growing()
+        members: list[adamas.Parameter] = group.parameters
+        assert len(members) == 2
+        assert not group.grad_centralization
+    opt([np.ones_like(kernel), np.ones_like(bias)])
+    return [kernel.sum(), bias.sum()]
+
+
 def sparse(table: Float32) -> float:
     opt = adamas.Adam([adamas.Parameter(table, "table")], rates(), use_lazy=True, max_grad_norm=1.0)
     rows = adamas.RowTensor(np.array([1, 3, 1]), np.ones((3, 2), np.float32), table.shape)
@@ -144,5 +161,6 @@ def step_all(optimizers: list[adamas.Adam], grads: Sequence[Sequence[Gradient]])
 
 if __name__ == "__main__":
     print(foreign())
+    print(changing(np.ones((2, 3), np.float32), np.ones(2, np.float32)))
     print(dense(), sparse(np.ones((5, 2), np.float32)), adamas.__version__)
     print(scaled([adamas.DynamicLossScaleManager(2**10), adamas.FixedLossScaleManager(8.0)]))
