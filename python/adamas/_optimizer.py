@@ -55,6 +55,7 @@ class Optimizer:
                     option.name,
                     places[pair],
                     option.grad_centralization,
+                    source=option.parameter,
                 )
                 for option, pair in zip(self._options, pairs, strict=True)
             ],
