@@ -74,7 +74,7 @@ void VersionCounters::advance(const py::object& tensors) const {
 void VersionCounters::advance(const std::vector<Gradient>& grads) const {
   if (!increment_) return;
   const auto is_absent = [](const Gradient& grad) { return grad.is_absent; };
-  if (std::ntensors_of(grads.begin(), grads.end(), is_absent)) return advance(all_);
+  if (std::none_of(grads.begin(), grads.end(), is_absent)) return advance(all_);
   py::list written;
   for (std::size_t i = 0; i < grads.size(); ++i) {
     if (tensors_[i] && !grads[i].is_absent) written.append(tensors_[i]);

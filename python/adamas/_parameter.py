@@ -122,7 +122,7 @@ class Parameter:
         >>> weight.rebind(moved)
         >>> optimizer((np.ones(2, np.float32),))
         True
-        >>> moved
+        >>> moved.round(3)
         array([0.5, 0.5], dtype=float32)
         """
         before = self._array
