@@ -77,6 +77,11 @@ ParameterSpec DeviceReader::add(const PyParameter& parameter, std::vector<void*>
   return spec;
 }
 
+void* DeviceReader::memory_of(std::size_t i, const PyParameter&) const {
+  throw py::value_error("parameter '" + name(i) +
+                        "' is on a device and can't be rebound there; make a new optimizer");
+}
+
 Queueing DeviceReader::queueing(std::optional<std::uintptr_t> stream, const Views& views) const {
   void* const named = views.streams.empty() ? nullptr : views.streams.front();
   return {stream ? reinterpret_cast<void*>(*stream) : named,

@@ -23,6 +23,8 @@ class DeviceReader final : public Reader {
   std::vector<pybind11::ssize_t> shape(std::size_t i) const override {
     return parameters_.at(i).array->shape();
   }
+  void* memory_of(std::size_t i, const PyParameter& parameter) const override;
+  void rebind(std::size_t, const PyParameter&) override {}
   // It has moved if its owner can move its memory and has.
   void check_unchanged(std::size_t i) const override;
   void read(const pybind11::tuple& grads, int threads, Views& views) const override;

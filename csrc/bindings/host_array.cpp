@@ -45,6 +45,11 @@ bool describe_tensor(const DLTensor& tensor, HostArray* array) {
   return tensor.data != nullptr || !has_elements;  // a tensor that only wraps others has none
 }
 
+bool describe_by(const DLExchange& exchange, py::handle object, HostArray* array) {
+  DLTensor tensor;
+  return exchange.describe(object, &tensor) && describe_tensor(tensor, array);
+}
+
 bool find_dtype(const Py_buffer& buffer, DType* dtype) {
   const char* format = buffer.format;
   if (format == nullptr) return false;
@@ -188,9 +193,7 @@ bool describe(py::handle object, HostArray* array, std::vector<py::object>* keep
   if (py::isinstance<py::array>(object)) return false;
   const Exporter exporter = exporter_of(Py_TYPE(object.ptr()));
   if (exporter.exchange != nullptr) {
-    DLTensor tensor;
-    return exporter.exchange->describe(object, &tensor) && describe_tensor(tensor, array) &&
-           !exporter.exchange->is_negated(object);
+    return describe_by(*exporter.exchange, object, array) && !exporter.exchange->is_negated(object);
   }
   if (!exporter.prefers_capsules && describe_buffer(object, array, keep)) return true;
   if (exporter.has_capsules && describe_capsule(object, array, keep)) {
@@ -198,6 +201,11 @@ bool describe(py::handle object, HostArray* array, std::vector<py::object>* keep
     return true;
   }
   return exporter.prefers_capsules && describe_buffer(object, array, keep);
+}
+
+bool describe_exchanged(py::handle object, HostArray* array) {
+  const DLExchange* exchange = DLExchange::of(Py_TYPE(object.ptr()));
+  return exchange != nullptr && describe_by(*exchange, object, array);
 }
 
 bool can_copy(DType from, DType to) { return find_copy(from, to) != nullptr; }

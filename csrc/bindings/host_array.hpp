@@ -25,6 +25,9 @@ struct HostArray {
 // set, if it is something else, or more than its memory says (masked, negated, sparse).
 bool describe(pybind11::handle object, HostArray* array, std::vector<pybind11::object>* keep);
 
+// The same of what has the exchange functions of DLPack, negated or not.
+bool describe_exchanged(pybind11::handle object, HostArray* array);
+
 // Whether copy() makes a gradient of this type one of that type.
 bool can_copy(DType from, DType to);
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <utility>
 
+#include "bindings/owner.hpp"
 #include "cpu/thread_pool.hpp"
 
 namespace py = pybind11;
@@ -58,6 +59,7 @@ ParameterSpec HostReader::add(const PyParameter& parameter, std::vector<void*>*)
                           "' must be C-contiguous to have grad_centralization, which takes the "
                           "means of its rows");
   }
+  set_owner(size() - 1, parameter.owner());
   const py::array& array = bound.array();
   ParameterSpec spec;
   spec.data = bound.data();
@@ -65,6 +67,31 @@ ParameterSpec HostReader::add(const PyParameter& parameter, std::vector<void*>*)
   spec.dtype = bound.dtype();
   set_shape(array.shape(), array.ndim(), &spec);
   return spec;
+}
+
+void* HostReader::memory_of(std::size_t i, const PyParameter& parameter) const {
+  const BoundParameter& before = parameters_.at(i);
+  const BoundParameter now(parameter.array.cast<py::array>(), parameter.name);
+  if (now.dtype() != before.dtype() || now.layout() != before.layout()) {
+    throw py::value_error("parameter '" + before.name() +
+                          "' must be rebound to memory of the same type, shape and order of axes");
+  }
+  const py::object owner = parameter.owner();
+  if (tells_memory(owner)) check_owner(owner, now);
+  return now.data();
+}
+
+void HostReader::rebind(std::size_t i, const PyParameter& parameter) {
+  parameters_[i] = BoundParameter(parameter.array.cast<py::array>(), parameter.name);
+  set_owner(i, parameter.owner());
+}
+
+void HostReader::set_owner(std::size_t i, py::object owner) {
+  const bool tells = tells_memory(owner);
+  if (!tells && owners_.empty()) return;
+  owners_.resize(size());
+  owners_[i] = tells ? std::move(owner) : py::object();
+  if (tells) check_owner_of(i);
 }
 
 std::vector<py::ssize_t> HostReader::shape(std::size_t i) const {
@@ -80,22 +107,35 @@ Queueing HostReader::queueing(std::optional<std::uintptr_t> stream, const Views&
 void HostReader::read(const py::tuple& grads, int threads, Views& views) const {
   views.grads.resize(size());
   PyObject* const* items = reinterpret_cast<PyTupleObject*>(grads.ptr())->ob_item;
-  if (view_all(items, threads, views.grads.data())) return;
-  for (std::size_t i = 0; i < size(); ++i) {
-    const Gradient& grad = views.grads[i];
-    if (grad.values == nullptr && !grad.is_absent) convert(i, items[i], views, &views.grads[i]);
+  if (!view_all(items, threads, views.grads.data())) {
+    for (std::size_t i = 0; i < size(); ++i) {
+      const Gradient& grad = views.grads[i];
+      if (grad.values == nullptr && !grad.is_absent) convert(i, items[i], views, &views.grads[i]);
+    }
+    // After all conversions, which run foreign code.
+    for (const BoundParameter& parameter : parameters_) parameter.check_unchanged();
   }
-  // After all conversions, which run foreign code.
-  for (const BoundParameter& parameter : parameters_) parameter.check_unchanged();
+  for (std::size_t i = 0; i < owners_.size(); ++i) check_owner_of(i);
 }
 
 void HostReader::read(std::size_t i, py::handle grad, Views& views) const {
   const BoundParameter& one = parameters_.at(i);
   views.grads.assign(1, {});
   PyObject* item = grad.ptr();
-  if (item != Py_None && BoundParameter::view(&one, &item, 1, views.grads.data())) return;
-  if (views.grads[0].values == nullptr) convert(i, grad, views, views.grads.data());
-  one.check_unchanged();
+  if (item == Py_None || !BoundParameter::view(&one, &item, 1, views.grads.data())) {
+    if (views.grads[0].values == nullptr) convert(i, grad, views, views.grads.data());
+    one.check_unchanged();
+  }
+  if (!owners_.empty()) check_owner_of(i);
+}
+
+void HostReader::check_unchanged(std::size_t i) const {
+  parameters_.at(i).check_unchanged();
+  if (!owners_.empty()) check_owner_of(i);
+}
+
+void HostReader::check_owner_of(std::size_t i) const {
+  if (owners_[i]) check_owner(owners_[i], parameters_[i]);
 }
 
 // False if a gradient needs to be converted, whose `values` are then null, or if a parameter has

@@ -20,7 +20,9 @@ class HostReader final : public Reader {
   std::size_t size() const override { return parameters_.size(); }
   const std::string& name(std::size_t i) const override { return parameters_.at(i).name(); }
   std::vector<pybind11::ssize_t> shape(std::size_t i) const override;
-  void check_unchanged(std::size_t i) const override { parameters_.at(i).check_unchanged(); }
+  void* memory_of(std::size_t i, const PyParameter& parameter) const override;
+  void rebind(std::size_t i, const PyParameter& parameter) override;
+  void check_unchanged(std::size_t i) const override;
   void read(const pybind11::tuple& grads, int threads, Views& views) const override;
   void read(std::size_t i, pybind11::handle grad, Views& views) const override;
   // Raises ValueError if a stream is named: there are none.
@@ -34,7 +36,12 @@ class HostReader final : public Reader {
              Gradient* gradient) const;
   void convert(std::size_t i, pybind11::handle grad, Views& views, Gradient* gradient) const;
 
+  void set_owner(std::size_t i, pybind11::object owner);
+  void check_owner_of(std::size_t i) const;
+
   std::vector<BoundParameter> parameters_;
+  // By parameter, what its memory is if that can tell, else null; empty if none can.
+  std::vector<pybind11::object> owners_;
   std::vector<bool> dense_only_;  // must not have sparse gradients
   pybind11::function convert_;
 };

@@ -63,7 +63,21 @@ bool is_encoded(const StateLayout& layout) {
   return layout.type == ItemType::uint8 || layout.type == ItemType::uint16;
 }
 
+// How often Parameters were given other memory in this process.
+std::atomic<std::uint64_t>& rebindings() {
+  static std::atomic<std::uint64_t> count{0};
+  return count;
+}
+
+std::vector<py::object> owners_of(const std::vector<PyParameter>& parameters) {
+  std::vector<py::object> owners;
+  for (const PyParameter& parameter : parameters) owners.push_back(parameter.owner());
+  return owners;
+}
+
 }  // namespace
+
+void note_rebinding() { rebindings().fetch_add(1); }
 
 PyRates::PyRates(const std::vector<std::pair<double, double>>& pairs) {
   list.reserve(pairs.size());
@@ -78,7 +92,10 @@ void PyRates::set(std::size_t k, double learning_rate, double weight_decay) {
 
 PyOptimizer::PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,
                          const py::function& convert, const std::vector<AdamConfig>& groups)
-    : reader_(make_reader(parameters, convert)) {
+    : parameters_(parameters),
+      followed_(rebindings().load()),
+      versions_(owners_of(parameters)),
+      reader_(make_reader(parameters, convert)) {
   std::vector<ParameterSpec> specs;
   std::vector<void*> streams;
   for (const PyParameter& parameter : parameters) {
@@ -94,25 +111,58 @@ PyOptimizer::PyOptimizer(const std::vector<PyParameter>& parameters, const AdamC
   raise(Optimizer::create(config, specs, &native_, streams, groups));
 }
 
+// Takes the memory of Parameters that were rebound, or raises and changes nothing.
+void PyOptimizer::follow() {
+  const std::uint64_t latest = rebindings().load();
+  if (latest == followed_.load(std::memory_order_relaxed)) return;
+  std::unique_lock<std::mutex> lock(following_, std::defer_lock);
+  {
+    const py::gil_scoped_release released;  // who has the lock may wait for that of Python
+    lock.lock();
+  }
+  std::vector<NewMemory> moved;
+  std::vector<PyParameter> parameters = parameters_;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    PyParameter& parameter = parameters[i];
+    if (parameter.source.is_none()) continue;
+    const py::object memory = parameter.source.attr("memory");
+    if (memory.is(parameter.array)) continue;
+    parameter.array = memory;
+    moved.push_back({i, reader_->memory_of(i, parameter)});
+  }
+  if (!moved.empty()) {
+    raise(without_gil([&] { return native_->rebind({moved.data(), moved.size()}); }));
+    for (const NewMemory& one : moved) reader_->rebind(one.parameter, parameters[one.parameter]);
+    parameters_ = std::move(parameters);
+    versions_ = VersionCounters(owners_of(parameters_));
+  }
+  followed_.store(latest);
+}
+
 void PyOptimizer::step(py::handle grads, const PyRates& rates,
                        std::optional<std::uintptr_t> stream) {
   const py::tuple list = as_tuple(grads);
   check_count(list);
+  follow();
   const ViewsLease views(idle_views_);
   reader_->read(list, native_->num_threads(), *views);
   const Queueing queueing = reader_->queueing(stream, *views);
   raise(without_gil([&] { return native_->step(views.grads(), rates.list, queueing); }));
+  versions_.advance((*views).grads);
 }
 
 void PyOptimizer::begin_step(const PyRates& rates) {
+  follow();
   raise(without_gil([&] { return native_->begin_step(rates.list); }));
 }
 
 void PyOptimizer::apply(std::size_t i, py::handle grad, std::optional<std::uintptr_t> stream) {
+  follow();
   const ViewsLease views(idle_views_);
   reader_->read(i, grad, *views);
   const Queueing queueing = reader_->queueing(stream, *views);
   raise(without_gil([&] { return native_->apply(i, views.grads()[0], queueing); }));
+  versions_.advance(i);
 }
 
 void PyOptimizer::end_step(bool skip_missing) {
@@ -206,7 +256,8 @@ void PyOptimizer::write_device(void* device, const py::array& host) {
 }
 
 std::pair<Counters, std::vector<std::int64_t>> PyOptimizer::save(
-    const std::vector<PyArrayCopy>& to) const {
+    const std::vector<PyArrayCopy>& to) {
+  follow();
   const std::vector<ArrayCopy> copies = views(to, py::array::c_style | kWriteable);
   Counters counters;
   std::vector<std::int64_t> steps(reader_->size());
@@ -216,8 +267,12 @@ std::pair<Counters, std::vector<std::int64_t>> PyOptimizer::save(
 
 void PyOptimizer::load(const std::vector<PyArrayCopy>& from, const Counters& counters,
                        const std::vector<std::int64_t>& steps) {
+  follow();
   const std::vector<ArrayCopy> copies = views(from, py::array::c_style);
   raise(without_gil([&] { return native_->load(copies, counters, steps); }));
+  for (const ArrayCopy& copy : copies) {
+    if (!copy.kind) versions_.advance(copy.parameter);
+  }
 }
 
 // Of an array of state of parameter i.

@@ -6,12 +6,14 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "adamas/optimizer.hpp"
+#include "bindings/owner.hpp"
 #include "bindings/reader.hpp"
 
 namespace adamas::bindings {
@@ -28,6 +30,10 @@ struct PyRates {
 // A parameter's position, a kind of state or None for the parameter itself, and the array that it
 // is copied to or from.
 using PyArrayCopy = std::tuple<std::size_t, std::optional<StateKind>, pybind11::array>;
+
+// Tells all optimizers that a Parameter was given other memory: they look at theirs when they are
+// used next.
+void note_rebinding();
 
 // Calls run without Python's global lock, and raise what a Status says, naming the parameter.
 class PyOptimizer {
@@ -67,13 +73,14 @@ class PyOptimizer {
   void write_device(void* device, const pybind11::array& host);
 
   // The counters, and the steps of each parameter.
-  std::pair<Counters, std::vector<std::int64_t>> save(const std::vector<PyArrayCopy>& to) const;
+  std::pair<Counters, std::vector<std::int64_t>> save(const std::vector<PyArrayCopy>& to);
   void load(const std::vector<PyArrayCopy>& from, const Counters& counters,
             const std::vector<std::int64_t>& steps);
 
   const Optimizer& native() const { return *native_; }
 
  private:
+  void follow();
   void check_count(const pybind11::tuple& grads) const;
   std::vector<pybind11::ssize_t> shape_of(const StateLayout& layout, std::size_t i) const;
   std::vector<ArrayCopy> views(const std::vector<PyArrayCopy>& arrays, int flags) const;
@@ -82,6 +89,10 @@ class PyOptimizer {
   void raise(const Status& status) const;
 
   std::vector<pybind11::object> states_;  // of the caller's, kept alive
+  std::vector<PyParameter> parameters_;
+  std::atomic<std::uint64_t> followed_;  // how many rebindings were looked at
+  std::mutex following_;
+  VersionCounters versions_;
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<Optimizer> native_;
   std::atomic<Views*> idle_views_{nullptr};

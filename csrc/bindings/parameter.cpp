@@ -107,7 +107,7 @@ BoundParameter::BoundParameter(py::array array, std::string name)
       data_(fields(array_.ptr()).data),
       axes_(static_cast<int>(array_.ndim())),
       dtype_(dtype_of(array_, name)),
-      is_c_contiguous_((array_.flags() & kFits) == kFits),
+      fits_((array_.flags() & kFits) == kFits ? kFits : kNone),
       details_(new Details{std::move(name), array_.size(), layout_of(array_)}) {
   std::copy_n(array_.shape(), std::min(axes_, kInline), inline_);
   HostArray described;
@@ -137,10 +137,15 @@ bool BoundParameter::is_writeable() const { return (fields(array_.ptr()).flags &
 
 bool BoundParameter::is_in_place() const {
   const py::detail::PyArray_Proxy& array = fields(array_.ptr());
-  if (array.data != data_ || !has_shape_of(array)) return false;
-  if (is_c_contiguous_) return (array.flags & kFits) == kFits;
-  HostArray described;
-  return describe(array_, &described, nullptr) && is_laid_out_like(described);
+  return array.data == data_ && has_shape_of(array) &&
+         ((array.flags & kFits) == fits_ || is_in_order());
+}
+
+// Whether the array, which is not C-contiguous, lies as it did.  Apart, for the sake of those that
+// are.
+__attribute__((noinline)) bool BoundParameter::is_in_order() const {
+  HostArray now;
+  return !is_c_contiguous() && describe(array_, &now, nullptr) && is_laid_out_like(now);
 }
 
 bool BoundParameter::has_usual_type() const {
@@ -165,9 +170,9 @@ void BoundParameter::check_unchanged() const {
 
 bool BoundParameter::is_like(const PyObject* grad) const {
   // Subclasses may mean something else by their memory (a masked array): gradient() looks at them.
-  if (Py_TYPE(grad) != Py_TYPE(array_.ptr()) || !is_c_contiguous_) return false;
+  if (Py_TYPE(grad) != Py_TYPE(array_.ptr())) return false;
   const py::detail::PyArray_Proxy& array = fields(grad);
-  return (array.flags & kFits) == kFits && has_shape_of(array);
+  return (array.flags & kFits) == fits_ && has_shape_of(array);
 }
 
 bool BoundParameter::has_shape_of(const HostArray& array) const {

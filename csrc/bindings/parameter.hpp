@@ -21,6 +21,10 @@ struct Layout {
   std::vector<pybind11::ssize_t> lengths;
   std::vector<int> order;                // of the axes, the last one fastest
   std::vector<pybind11::ssize_t> steps;  // elements from one index to the next, by axis
+
+  bool operator!=(const Layout& other) const {
+    return lengths != other.lengths || steps != other.steps;
+  }
 };
 
 // Keeps the array alive and remembers what it was like, so that a later change is noticed.
@@ -52,12 +56,13 @@ class alignas(64) BoundParameter {
   DType dtype() const { return dtype_; }
   std::int64_t count() const { return details_->count; }
   const Layout& layout() const { return details_->layout; }
-  bool is_c_contiguous() const { return is_c_contiguous_; }
+  bool is_c_contiguous() const { return fits_ != kNone; }
   std::int64_t row_length() const;  // elements of a row, even if there is none
   void* data() const { return data_; }
 
  private:
-  static constexpr int kInline = 4;  // axes whose lengths stand in the object itself
+  static constexpr std::uint16_t kNone = 0xffff;  // no array's
+  static constexpr int kInline = 4;               // axes whose lengths stand in the object itself
 
   struct Details {
     std::string name;
@@ -70,6 +75,7 @@ class alignas(64) BoundParameter {
   }
   bool is_writeable() const;
   bool is_in_place() const;
+  bool is_in_order() const;
   bool has_usual_type() const;
   bool is_like(
       const PyObject* grad) const;  // an array of the same shape, C-contiguous as it, aligned
@@ -79,7 +85,7 @@ class alignas(64) BoundParameter {
   void* data_;
   int axes_;
   DType dtype_;
-  bool is_c_contiguous_;
+  std::uint16_t fits_;  // the flags of arrays that lie like this one, if it is C-contiguous
   pybind11::ssize_t inline_[kInline] = {};
   std::unique_ptr<const Details> details_;
 };

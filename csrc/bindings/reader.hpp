@@ -22,6 +22,12 @@ struct PyParameter {
   bool centralize;
   std::map<StateKind, pybind11::object> states;  // of the caller's, used in place
   std::int64_t key;                              // of stochastic rounding
+  // The adamas.Parameter, if there is one: an object with `memory`, which is `array` until it is
+  // rebound, and `data`, whose memory that is.
+  pybind11::object source = pybind11::none();
+
+  // What the memory belongs to.
+  pybind11::object owner() const { return source.is_none() ? array : source.attr("data"); }
 };
 
 // The gradients of one call, and what keeps their memory.
@@ -47,6 +53,12 @@ class Reader {
   virtual std::size_t size() const = 0;
   virtual const std::string& name(std::size_t i) const = 0;
   virtual std::vector<pybind11::ssize_t> shape(std::size_t i) const = 0;
+
+  // The memory of what parameter i may become.  Raises as add(), or ValueError if it is not like
+  // its own or on a device.
+  virtual void* memory_of(std::size_t i, const PyParameter& parameter) const = 0;
+  // Parameter i has become it.
+  virtual void rebind(std::size_t i, const PyParameter& parameter) = 0;
 
   // Raises ValueError if the array is not what it was when it was added.
   virtual void check_unchanged(std::size_t i) const = 0;

@@ -19,13 +19,17 @@ void register_optimizer(py::module_& module) {
       .def("set", &PyRates::set, py::arg("index"), py::arg("learning_rate"),
            py::arg("weight_decay"));
   py::class_<PyParameter>(module, "ParameterSpec")
-      .def(py::init([](py::object array, std::string name, std::int32_t rates, bool centralize,
-                       std::map<StateKind, py::object> states, std::int64_t key) {
-             return PyParameter{std::move(array), std::move(name),   rates,
-                                centralize,       std::move(states), key};
-           }),
-           py::arg("array"), py::arg("name"), py::arg("rates"), py::arg("centralize"),
-           py::arg("states") = std::map<StateKind, py::object>(), py::arg("key") = -1);
+      .def(
+          py::init([](py::object array, std::string name, std::int32_t rates, bool centralize,
+                      std::map<StateKind, py::object> states, std::int64_t key, py::object source) {
+            return PyParameter{std::move(array), std::move(name),   rates,
+                               centralize,       std::move(states), key,
+                               std::move(source)};
+          }),
+          py::arg("array"), py::arg("name"), py::arg("rates"), py::arg("centralize"),
+          py::arg("states") = std::map<StateKind, py::object>(), py::arg("key") = -1,
+          py::arg("source") = py::none());
+  module.def("note_rebinding", &note_rebinding);
   py::class_<PyOptimizer>(module, "Optimizer")
       .def(py::init<const std::vector<PyParameter>&, const AdamConfig&, const py::function&,
                     const std::vector<AdamConfig>&>(),

@@ -97,6 +97,10 @@ class Engine {
   virtual Status begin(const StepInput& input) noexcept = 0;
   virtual Status apply(const Selection& one, const Ordering& ordering) noexcept = 0;
 
+  // After the last step: the memory of this parameter is another now.  Only of parameters on the
+  // CPU.
+  virtual void rebind(std::size_t /*parameter*/) noexcept {}
+
   // After the last step: the number of steps becomes `step`, and what counts steps moves along.
   virtual Status set_global_step(std::int64_t step, std::int64_t moved) noexcept = 0;
 

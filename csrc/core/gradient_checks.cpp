@@ -1,11 +1,17 @@
 #include "core/gradient_checks.hpp"
 
+#include <algorithm>
+
 namespace adamas::core {
 
 void GradientChecks::prepare(const Options& options, const Storage& storage) {
   options_ = &options;
   storage_ = &storage;
   accepted_.assign(storage.tensors().size(), {});
+}
+
+void GradientChecks::forget() noexcept {
+  std::fill(accepted_.begin(), accepted_.end(), Accepted{});
 }
 
 Status GradientChecks::check(Selection& selection) noexcept {

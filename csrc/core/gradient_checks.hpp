@@ -13,6 +13,9 @@ class GradientChecks {
   // Throws std::bad_alloc.  Options and storage outlive this object.
   void prepare(const Options& options, const Storage& storage);
 
+  // Parameters have moved: what overlapped nothing may do so now.
+  void forget() noexcept;
+
   // Refuses gradients that do not go with their parameters; finds out whether any is sparse, or
   // absent.
   Status check(Selection& selection) noexcept;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "adamas/system.hpp"
 #include "core/float_environment.hpp"
@@ -101,6 +102,33 @@ Status Optimizer::Impl::apply(std::size_t i, const Gradient& grad,
   Status status = engine->apply(one, {queueing, locks.of(i)});
   if (status.ok()) parts.set_applied(i);
   return status;
+}
+
+Status Optimizer::Impl::check_memory(Span<const NewMemory> memory) const noexcept {
+  for (const NewMemory& one : memory) {
+    const auto index = static_cast<std::int64_t>(one.parameter);
+    if (one.parameter >= storage.tensors().size()) return bad("there is no such parameter", index);
+    const ParameterSpec& spec = storage.tensors()[one.parameter].spec;
+    if (spec.device != kCpu)
+      return bad("a parameter on a device can't be given other memory", index);
+    if (spec.count > 0 && one.data == nullptr) return bad("a parameter has no memory", index);
+  }
+  return {};
+}
+
+// Nobody holds the locks: that needs the mutex.
+Status Optimizer::Impl::rebind(Span<const NewMemory> memory) {
+  core::Storage moved = storage;
+  if (Status status = moved.rebind(options.all, memory); !status.ok()) return status;
+  core::ParameterLocks renewed;
+  if (options.all.use_locking) renewed.prepare(moved.parameter_ranges());
+  // Nothing can fail any more: there is room for the copy.  Engines know the tensors where they
+  // are.
+  storage = moved;
+  locks = std::move(renewed);
+  gradients.forget();
+  for (const NewMemory& one : memory) engine->rebind(one.parameter);
+  return {};
 }
 
 // All but the loss scale, for a caller that holds the mutex.
@@ -278,6 +306,17 @@ Status Optimizer::set_group(std::size_t k, const AdamConfig& group) noexcept {
 AdamConfig Optimizer::group(std::size_t k) const noexcept {
   const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   return k < impl_->options.groups.size() ? impl_->options.groups[k] : AdamConfig{};
+}
+
+Status Optimizer::rebind(Span<const NewMemory> memory) noexcept {
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
+  if (Status status = impl_->parts.check_closed(); !status.ok()) return status;
+  if (Status status = impl_->check_memory(memory); !status.ok()) return status;
+  try {
+    return impl_->rebind(memory);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::out_of_memory, "no memory to rebind parameters"};
+  }
 }
 
 AdamConfig Optimizer::config() const noexcept {

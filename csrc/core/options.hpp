@@ -30,9 +30,9 @@ struct Options {
   }
   // Whether what a clipped gradient is multiplied with depends on its parameter.
   bool clips_apart() const {
-    return clips_groups() ||
-           std::any_of(groups.begin(), groups.end(),
-                       [](const AdamConfig& group) { return group.clip_after_decay; });
+    return clips_groups() || std::any_of(groups.begin(), groups.end(), [](const AdamConfig& group) {
+             return group.clip_after_decay;
+           });
   }
 };
 

@@ -1,4 +1,5 @@
-// How many steps each parameter has made: as many as the optimizer, until one is left out of a step.
+// How many steps each parameter has made: as many as the optimizer, until one is left out of a
+// step.
 #pragma once
 
 #include <algorithm>

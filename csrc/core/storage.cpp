@@ -132,6 +132,12 @@ Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate
   return {};
 }
 
+Status Storage::rebind(const AdamConfig& config, Span<const NewMemory> memory) {
+  for (const NewMemory& one : memory) tensors_[one.parameter].spec.data = one.data;
+  ranges_.clear();
+  return sort_ranges(config);
+}
+
 Status Storage::sort_ranges(const AdamConfig& config) {
   owned_.clear();
   const auto add = [&](const void* data, std::size_t nbytes, std::int64_t index, bool is_state) {
@@ -146,6 +152,7 @@ Status Storage::sort_ranges(const AdamConfig& config) {
       add(given, layout_of(static_cast<StateKind>(k), tensor, config).nbytes(), tensor.index, true);
     }
   }
+  if (state_.end > state_.begin) owned_.push_back({state_, -1, true});
   std::sort(owned_.begin(), owned_.end(),
             [](const Owned& a, const Owned& b) { return a.range.begin < b.range.begin; });
   for (std::size_t k = 0; k < owned_.size(); ++k) {
@@ -157,12 +164,6 @@ Status Storage::sort_ranges(const AdamConfig& config) {
               std::max(owned_[k].index, owned_[k - 1].index)};
     }
     ranges_.push_back(owned_[k].range);
-  }
-  if (state_.end > state_.begin) {
-    const auto place =
-        std::lower_bound(ranges_.begin(), ranges_.end(), state_,
-                         [](const Range& a, const Range& b) { return a.begin < b.begin; });
-    ranges_.insert(place, state_);
   }
   return {};
 }

@@ -68,6 +68,9 @@ class Storage {
   Status prepare(const Options& options, Span<const ParameterSpec> parameters,
                  const Allocate& allocate, std::size_t access_width);
 
+  // Gives parameters other memory; an error leaves this object half done.  Throws std::bad_alloc.
+  Status rebind(const AdamConfig& config, Span<const NewMemory> memory);
+
   const std::vector<Tensor>& tensors() const { return tensors_; }
   std::size_t state_nbytes() const { return state_nbytes_; }
 

@@ -20,6 +20,7 @@ class Engine final : public core::Engine {
               core::StepResult* result) noexcept override;
   Status begin(const core::StepInput& input) noexcept override;
   Status apply(const Selection& one, const core::Ordering& ordering) noexcept override;
+  void rebind(std::size_t parameter) noexcept override { stepper_.rebind(parameter); }
   Status set_global_step(std::int64_t step, std::int64_t moved) noexcept override;
   Status copy_out(const ArrayCopy& copy) noexcept override;
   Status copy_in(const ArrayCopy& copy) noexcept override;

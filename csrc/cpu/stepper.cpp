@@ -72,6 +72,10 @@ void Stepper::prepare(const core::Options& options, const std::vector<Tensor>& t
   sparse_parameters_.reserve(tensors.size());
 }
 
+void Stepper::rebind(std::size_t parameter) noexcept {
+  direct_[parameter] = DirectTensor((*tensors_)[parameter]);
+}
+
 const rules::FoldedRates& Stepper::folded(const Tensor& tensor) const {
   return rates_->of(static_cast<std::size_t>(tensor.index), tensor.spec.rates);
 }

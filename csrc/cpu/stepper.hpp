@@ -32,6 +32,9 @@ class Stepper {
   void prepare(const core::Options& options, const std::vector<Tensor>& tensors,
                const core::RateFolder& rates);
 
+  // The memory of a parameter is another now.
+  void rebind(std::size_t parameter) noexcept;
+
   // Starts on these gradients: finds the listed rows of the sparse ones.  `measured` if measure()
   // will be called.
   Status merge(const Selection& selection, bool measured) noexcept;

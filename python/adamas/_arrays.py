@@ -150,6 +150,12 @@ def parameter_array(data: object) -> FloatArray:
     return array
 
 
+def is_laid_out_like(array: FloatArray, other: FloatArray) -> bool:
+    """Whether two arrays of one shape and type have their elements in the same order."""
+    pairs = zip(array.shape, array.strides, other.strides, strict=True)
+    return array.size == 0 or all(length < 2 or mine == its for length, mine, its in pairs)
+
+
 def gradient(grad: object, like: FloatArray | _core.DeviceArray, label: str) -> object:
     """Return a gradient in the form that the native step reads.
 

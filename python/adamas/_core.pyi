@@ -107,7 +107,10 @@ class ParameterSpec:
         centralize: bool,
         states: Mapping[StateKind, npt.NDArray[Any] | DeviceArray] = ...,
         key: int = -1,
+        source: object = None,
     ) -> None: ...
+
+def note_rebinding() -> None: ...
 
 class AdamConfig:
     beta1: float

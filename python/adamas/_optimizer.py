@@ -93,6 +93,7 @@ class Optimizer(Settings):
                 places[member.group, member.decays],
                 member.grad_centralization,
                 key=key,
+                source=member.parameter,
             )
             for member, key in zip(self._members, keys, strict=True)
         ]

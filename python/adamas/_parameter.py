@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _core
 from . import _validation as validation
-from ._arrays import Array, FloatArray, parameter_array
+from ._arrays import Array, FloatArray, is_laid_out_like, parameter_array
 from ._copyable import check_copyable
 from ._device_arrays import device_parameter
 from ._strict import Strict
@@ -105,6 +105,58 @@ class Parameter(Strict):
     def size(self) -> int:
         """The number of elements."""
         return self._array.size
+
+    def rebind(self, data: Array) -> None:
+        """Take other memory: that of an array of the same shape and type. Nothing is copied.
+
+        Optimizers that hold the parameter follow before they do anything else with it, and keep its
+        state (master weights, too). They refuse, as a new one would, what shares memory with
+        another parameter.
+
+        Parameters
+        ----------
+        data : array
+            As in the constructor, or the same object, whose memory was moved (a torch tensor after
+            ``share_memory_()``, or whose ``.data`` was replaced). In CPU memory, as before, its
+            axes in the same order.
+
+        Raises
+        ------
+        TypeError
+            If ``data`` exports no array memory or is of another type.
+        ValueError
+            If its shape or layout is another, or the memory can't be updated in place.
+
+        Whatever is raised, the parameter is what it was.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adamas import Adam
+        >>> weight = Parameter(np.zeros(2, np.float32))
+        >>> optimizer = Adam([weight], learning_rate=0.5)
+        >>> moved = np.ones(2, np.float32)
+        >>> weight.rebind(moved)
+        >>> optimizer((np.ones(2, np.float32),))
+        True
+        >>> moved.round(3)
+        array([0.5, 0.5], dtype=float32)
+        """
+        before = self._array
+        if isinstance(before, _core.DeviceArray) or device_parameter(data) is not None:
+            raise ValueError("data must be in CPU memory: a parameter on a device can't be rebound")
+        array = parameter_array(data)
+        if array.dtype != self.dtype:
+            raise TypeError(f"data must be {self.dtype}, as before, got {array.dtype}")
+        if array.shape != self.shape:
+            raise ValueError(f"data must have shape {self.shape}, as before, got {array.shape}")
+        if not is_laid_out_like(array, before):
+            raise ValueError(
+                f"data must have its axes in memory as before, with strides {before.strides}, "
+                f"got {array.strides}"
+            )
+        self._array, self._data = array, data
+        _core.note_rebinding()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> FloatArray:
         """The memory as a NumPy array: a view, unless another type or a copy is asked for."""

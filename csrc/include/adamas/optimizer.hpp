@@ -65,6 +65,12 @@ struct ArrayCopy {
   std::size_t nbytes = 0;         // exactly those of the array: StateLayout::nbytes()
 };
 
+// Where the memory of a parameter is from now on.
+struct NewMemory {
+  std::size_t parameter = 0;
+  void* data = nullptr;
+};
+
 namespace core {
 struct Internals;
 }
@@ -120,6 +126,9 @@ class ADAMAS_API Optimizer {
   std::int64_t global_step() const noexcept;
   Status set_global_step(std::int64_t step) noexcept;
 
+  // Parameters on the CPU are elsewhere from the next step on, of the same type and count as
+  // before; their state stays as it is.  Not while a step in parts is open.
+  Status rebind(Span<const NewMemory> memory) noexcept;
   // The steps that each parameter has made, from which its bias correction is: global_step(), but
   // for those that were left out of steps.  On a device that decides, waits as global_step() does.
   Status steps(Span<std::int64_t> steps) const noexcept;
