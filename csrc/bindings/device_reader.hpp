@@ -19,6 +19,7 @@ class DeviceReader final : public Reader {
 
   ParameterSpec add(const PyParameter& parameter, std::vector<void*>* streams) override;
   std::size_t size() const override { return parameters_.size(); }
+  void shrink(std::size_t size) override { parameters_.resize(size); }
   const std::string& name(std::size_t i) const override { return parameters_.at(i).name; }
   std::vector<pybind11::ssize_t> shape(std::size_t i) const override {
     return parameters_.at(i).array->shape();

@@ -94,6 +94,12 @@ void HostReader::set_owner(std::size_t i, py::object owner) {
   if (tells) check_owner_of(i);
 }
 
+void HostReader::shrink(std::size_t size) {
+  parameters_.erase(parameters_.begin() + static_cast<std::ptrdiff_t>(size), parameters_.end());
+  dense_only_.resize(size);
+  if (owners_.size() > size) owners_.resize(size);
+}
+
 std::vector<py::ssize_t> HostReader::shape(std::size_t i) const {
   const py::array& array = parameters_.at(i).array();
   return {array.shape(), array.shape() + array.ndim()};

@@ -18,6 +18,7 @@ class HostReader final : public Reader {
 
   ParameterSpec add(const PyParameter& parameter, std::vector<void*>* streams) override;
   std::size_t size() const override { return parameters_.size(); }
+  void shrink(std::size_t size) override;
   const std::string& name(std::size_t i) const override { return parameters_.at(i).name(); }
   std::vector<pybind11::ssize_t> shape(std::size_t i) const override;
   void* memory_of(std::size_t i, const PyParameter& parameter) const override;

@@ -96,19 +96,43 @@ PyOptimizer::PyOptimizer(const std::vector<PyParameter>& parameters, const AdamC
       followed_(rebindings().load()),
       versions_(owners_of(parameters)),
       reader_(make_reader(parameters, convert)) {
-  std::vector<ParameterSpec> specs;
   std::vector<void*> streams;
+  const std::vector<ParameterSpec> specs = read_parameters(parameters, &streams);
+  raise(Optimizer::create(config, specs, &native_, streams, groups));
+}
+
+std::vector<ParameterSpec> PyOptimizer::read_parameters(const std::vector<PyParameter>& parameters,
+                                                        std::vector<void*>* streams) {
+  std::vector<ParameterSpec> specs;
   for (const PyParameter& parameter : parameters) {
-    specs.push_back(reader_->add(parameter, &streams));
+    specs.push_back(reader_->add(parameter, streams));
     specs.back().rates = parameter.rates;
     specs.back().centralize = parameter.centralize;
     specs.back().key = parameter.key;
     for (const auto& [kind, array] : parameter.states) {
       specs.back().states[static_cast<std::size_t>(kind)] = state_memory(array);
-      states_.push_back(array);
     }
   }
-  raise(Optimizer::create(config, specs, &native_, streams, groups));
+  return specs;
+}
+
+void PyOptimizer::add(const std::vector<PyParameter>& parameters,
+                      const std::vector<AdamConfig>& groups) {
+  follow();
+  const std::size_t before = reader_->size();
+  std::vector<void*> streams;
+  try {
+    std::vector<PyParameter> all = parameters_;
+    all.insert(all.end(), parameters.begin(), parameters.end());
+    VersionCounters versions(owners_of(all));
+    const std::vector<ParameterSpec> specs = read_parameters(parameters, &streams);
+    raise(without_gil([&] { return native_->add(specs, groups, streams); }));
+    parameters_ = std::move(all);
+    versions_ = std::move(versions);
+  } catch (...) {
+    reader_->shrink(before);
+    throw;
+  }
 }
 
 // Takes the memory of Parameters that were rebound, or raises and changes nothing.

@@ -45,6 +45,9 @@ class PyOptimizer {
   PyOptimizer(const PyOptimizer&) = delete;
   PyOptimizer& operator=(const PyOptimizer&) = delete;
 
+  // Adds parameters and groups at the end, or raises and changes nothing.
+  void add(const std::vector<PyParameter>& parameters, const std::vector<AdamConfig>& groups);
+
   void step(pybind11::handle grads, const PyRates& rates, std::optional<std::uintptr_t> stream);
   void begin_step(const PyRates& rates);
   void apply(std::size_t i, pybind11::handle grad, std::optional<std::uintptr_t> stream);
@@ -81,6 +84,8 @@ class PyOptimizer {
 
  private:
   void follow();
+  std::vector<ParameterSpec> read_parameters(const std::vector<PyParameter>& parameters,
+                                             std::vector<void*>* streams);
   void check_count(const pybind11::tuple& grads) const;
   std::vector<pybind11::ssize_t> shape_of(const StateLayout& layout, std::size_t i) const;
   std::vector<ArrayCopy> views(const std::vector<PyArrayCopy>& arrays, int flags) const;
@@ -88,7 +93,6 @@ class PyOptimizer {
                           const std::vector<pybind11::ssize_t>& shape) const;
   void raise(const Status& status) const;
 
-  std::vector<pybind11::object> states_;  // of the caller's, kept alive
   std::vector<PyParameter> parameters_;
   std::atomic<std::uint64_t> followed_;  // how many rebindings were looked at
   std::mutex following_;

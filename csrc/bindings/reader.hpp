@@ -51,6 +51,8 @@ class Reader {
   virtual ParameterSpec add(const PyParameter& parameter, std::vector<void*>* streams) = 0;
 
   virtual std::size_t size() const = 0;
+  // Forgets all parameters but the first `size` ones.
+  virtual void shrink(std::size_t size) = 0;
   virtual const std::string& name(std::size_t i) const = 0;
   virtual std::vector<pybind11::ssize_t> shape(std::size_t i) const = 0;
 

@@ -35,6 +35,7 @@ void register_optimizer(py::module_& module) {
                     const std::vector<AdamConfig>&>(),
            py::arg("parameters"), py::arg("config"), py::arg("convert"),
            py::arg("groups") = std::vector<AdamConfig>())
+      .def("add", &PyOptimizer::add, py::arg("parameters"), py::arg("groups"))
       .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"),
            py::arg("stream") = py::none())
       .def("begin_step", &PyOptimizer::begin_step, py::arg("rates"))

@@ -73,7 +73,7 @@ class Engine {
   // Where the state is: on a device, or kCpu.
   virtual std::int32_t device() const { return kCpu; }
 
-  // The memory of the state, zeroed, which goes with the engine; asked for once, before start().
+  // Memory of the state, zeroed, which goes with the engine; asked for before start() or extend().
   // Null: there is none.
   virtual char* allocate_state(std::size_t nbytes) = 0;
 
@@ -85,6 +85,10 @@ class Engine {
   // outlive the engine.  Throws std::bad_alloc.
   virtual Status start(const Options& options, const std::vector<Tensor>& tensors,
                        Span<void* const> after) = 0;
+
+  // Takes the parameters from `first` on into use as well, which have been added to the tensors;
+  // the options have their groups.  An error has changed nothing.  Throws std::bad_alloc.
+  virtual Status extend(std::size_t first, Span<void* const> after) = 0;
 
   // The options of groups have changed.
   virtual void take_options() noexcept {}

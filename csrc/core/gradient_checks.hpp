@@ -13,6 +13,9 @@ class GradientChecks {
   // Throws std::bad_alloc.  Options and storage outlive this object.
   void prepare(const Options& options, const Storage& storage);
 
+  // There will be so many parameters.  Throws std::bad_alloc.
+  void extend(std::size_t parameters) { accepted_.resize(parameters); }
+
   // Parameters have moved: what overlapped nothing may do so now.
   void forget() noexcept;
 

@@ -104,6 +104,62 @@ Status Optimizer::Impl::apply(std::size_t i, const Gradient& grad,
   return status;
 }
 
+// All that can be refused is done on copies, which then take the place of what there is.
+Status Optimizer::Impl::add(Span<const ParameterSpec> parameters, Span<const AdamConfig> groups,
+                            Span<void* const> after) {
+  const core::FloatEnvironment pinned;
+  const std::size_t first = storage.tensors().size();
+  std::vector<ParameterSpec> specs;
+  for (const core::Tensor& tensor : storage.tensors()) specs.push_back(tensor.spec);
+  specs.insert(specs.end(), parameters.begin(), parameters.end());
+  std::vector<AdamConfig> more_groups = options.groups;
+  more_groups.insert(more_groups.end(), groups.begin(), groups.end());
+  core::Options more{options.all, {}};
+  Status status = core::make_groups(more_groups, specs, &more);
+  if (status.ok()) status = check(more, specs);
+  if (!status.ok()) return status;
+  if (engine->device() != kCpu && more.measures() != options.measures()) {
+    return {StatusCode::bad_state,
+            "on a device, clipping can't be turned on once an optimizer is made"};
+  }
+  core::Storage grown = storage;
+  const auto allocate = [this](std::size_t nbytes) { return engine->allocate_state(nbytes); };
+  status = grown.extend(more, parameters, allocate, engine->access_width());
+  if (status.ok()) status = core::check_state(more, grown);
+  if (!status.ok()) return status;
+  Counters now;
+  status = read_counters(&now);
+  core::ParameterSteps more_steps = steps;
+  if (status.ok()) status = more_steps.extend(parameters.size, now.global_step);
+  if (status.ok() && more_steps.differing() != nullptr) status = engine->allow_differing_steps();
+  if (!status.ok()) return status;
+  core::ParameterLocks renewed;
+  if (more.all.use_locking) renewed.prepare(grown.parameter_ranges());
+  core::GradientChecks fresh;
+  fresh.prepare(options, storage);
+  fresh.extend(specs.size());
+  core::OpenStep closed;
+  closed.prepare(specs.size());
+  // The engine looks at options and tensors where they are.
+  std::swap(options, more);
+  std::swap(storage, grown);
+  try {
+    status = engine->extend(first, after);
+  } catch (const std::bad_alloc&) {
+    status = {StatusCode::out_of_memory, "no memory for more parameters"};
+  }
+  if (!status.ok()) {
+    std::swap(options, more);
+    std::swap(storage, grown);
+    return status;
+  }
+  steps = std::move(more_steps);
+  locks = std::move(renewed);
+  gradients = std::move(fresh);
+  parts = std::move(closed);
+  return {};
+}
+
 Status Optimizer::Impl::check_memory(Span<const NewMemory> memory) const noexcept {
   for (const NewMemory& one : memory) {
     const auto index = static_cast<std::int64_t>(one.parameter);
@@ -306,6 +362,17 @@ Status Optimizer::set_group(std::size_t k, const AdamConfig& group) noexcept {
 AdamConfig Optimizer::group(std::size_t k) const noexcept {
   const std::lock_guard<core::CallMutex> lock(impl_->mutex);
   return k < impl_->options.groups.size() ? impl_->options.groups[k] : AdamConfig{};
+}
+
+Status Optimizer::add(Span<const ParameterSpec> parameters, Span<const AdamConfig> groups,
+                      Span<void* const> after) noexcept {
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
+  if (Status status = impl_->parts.check_closed(); !status.ok()) return status;
+  try {
+    return impl_->add(parameters, groups, after);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::out_of_memory, "no memory for more parameters"};
+  }
 }
 
 Status Optimizer::rebind(Span<const NewMemory> memory) noexcept {

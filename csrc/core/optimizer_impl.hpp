@@ -30,6 +30,8 @@ struct Optimizer::Impl {
               const Queueing& queueing) noexcept;
   Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept;
   Status allow_differing_steps() noexcept;
+  Status add(Span<const ParameterSpec> parameters, Span<const AdamConfig> groups,
+             Span<void* const> after);
   Status check_memory(Span<const NewMemory> memory) const noexcept;
   Status rebind(Span<const NewMemory> memory);
   Status read_counters(Counters* now) const noexcept;

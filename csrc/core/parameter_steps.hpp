@@ -15,6 +15,22 @@ class ParameterSteps {
  public:
   void prepare(std::size_t parameters) { parameters_ = parameters; }
 
+  // Adds parameters that have made no step, to an optimizer that has made `step`.
+  Status extend(std::size_t parameters, std::int64_t step) noexcept {
+    if (own_.empty() && step == 0) {
+      parameters_ += parameters;
+      return {};
+    }
+    if (Status status = differ(step); !status.ok()) return status;
+    try {
+      own_.resize(parameters_ + parameters, 0);
+    } catch (const std::bad_alloc&) {
+      return {StatusCode::out_of_memory, "no memory for the steps of parameters"};
+    }
+    parameters_ += parameters;
+    return {};
+  }
+
   // By parameter; null while all have made as many steps as the optimizer.
   const std::int64_t* differing() const { return own_.empty() ? nullptr : own_.data(); }
 

@@ -43,12 +43,17 @@ std::size_t shift_of(const Tensor& tensor, std::size_t state_nbytes, std::size_t
 
 Status Storage::prepare(const Options& options, Span<const ParameterSpec> parameters,
                         const Allocate& allocate, std::size_t access_width) {
-  const AdamConfig& config = options.all;
   tensors_.clear();
-  ranges_.clear();
-  state_ = {};
+  states_.clear();
   state_nbytes_ = 0;
-  tensors_.reserve(parameters.size);
+  return extend(options, parameters, allocate, access_width);
+}
+
+Status Storage::extend(const Options& options, Span<const ParameterSpec> parameters,
+                       const Allocate& allocate, std::size_t access_width) {
+  const AdamConfig& config = options.all;
+  const std::size_t first = tensors_.size();
+  tensors_.reserve(first + parameters.size);
   for (const ParameterSpec& spec : parameters) {
     Tensor tensor{};
     tensor.spec = spec;
@@ -65,16 +70,16 @@ Status Storage::prepare(const Options& options, Span<const ParameterSpec> parame
     tensor.nbytes = static_cast<std::size_t>(spec.count) * item_size(spec.dtype);
     tensors_.push_back(tensor);
   }
-  if (Status status = reserve_state(config, allocate, access_width); !status.ok()) return status;
-  return sort_ranges(config);
+  Status status = reserve_state(config, first, allocate, access_width);
+  return status.ok() ? sort_ranges(config) : status;
 }
 
 // Whether nothing must be reserved; then the state is where the caller has it.
-bool Storage::has_all_state(const AdamConfig& config) const {
-  for (const Tensor& tensor : tensors_) {
+bool Storage::has_all_state(const AdamConfig& config, std::size_t first) const {
+  for (std::size_t i = first; i < tensors_.size(); ++i) {
     for (std::size_t k = 0; k < kStateKinds; ++k) {
-      if (tensor.spec.states[k] != nullptr) continue;
-      if (layout_of(static_cast<StateKind>(k), tensor, config).nbytes() > 0) return false;
+      if (tensors_[i].spec.states[k] != nullptr) continue;
+      if (layout_of(static_cast<StateKind>(k), tensors_[i], config).nbytes() > 0) return false;
     }
   }
   return true;
@@ -83,10 +88,11 @@ bool Storage::has_all_state(const AdamConfig& config) const {
 // One kind of state after the other, each tensor's part on a cache line of its own, so that vectors
 // and rows of whole lines split none.  The kinds are staggered by an odd number of lines: equal
 // offsets within a page would compete for the same cache sets.
-Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate,
+Status Storage::reserve_state(const AdamConfig& config, std::size_t first, const Allocate& allocate,
                               std::size_t access_width) {
-  if (has_all_state(config)) {
-    for (Tensor& tensor : tensors_) {
+  if (has_all_state(config, first)) {
+    for (std::size_t i = first; i < tensors_.size(); ++i) {
+      Tensor& tensor = tensors_[i];
       for (std::size_t k = 0; k < kStateKinds; ++k) {
         tensor.states[k] = static_cast<char*>(tensor.spec.states[k]);
         state_nbytes_ += layout_of(static_cast<StateKind>(k), tensor, config).nbytes();
@@ -98,9 +104,11 @@ Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate
   constexpr std::size_t kNone = ~std::size_t{0};
   std::size_t cursor = 0;
   std::vector<std::size_t> offsets;
-  offsets.reserve(kStateKinds * tensors_.size());
+  const std::size_t count = tensors_.size() - first;
+  offsets.reserve(kStateKinds * count);
   for (std::size_t k = 0; k < kStateKinds; ++k) {
-    for (const Tensor& tensor : tensors_) {
+    for (std::size_t i = first; i < tensors_.size(); ++i) {
+      const Tensor& tensor = tensors_[i];
       const std::size_t nbytes = layout_of(static_cast<StateKind>(k), tensor, config).nbytes();
       state_nbytes_ += nbytes;
       if (nbytes == 0 || tensor.spec.states[k] != nullptr) {
@@ -121,12 +129,13 @@ Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate
   if (memory == nullptr && cursor > 0) {
     return {StatusCode::out_of_memory, "no memory for the state"};
   }
-  state_ = range_of(memory, cursor);
+  states_.push_back(range_of(memory, cursor));
   for (std::size_t k = 0; k < kStateKinds; ++k) {
-    for (std::size_t i = 0; i < tensors_.size(); ++i) {
-      const std::size_t offset = offsets[k * tensors_.size() + i];
-      tensors_[i].states[k] =
-          offset == kNone ? static_cast<char*>(tensors_[i].spec.states[k]) : memory + offset;
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t offset = offsets[k * count + i];
+      Tensor& tensor = tensors_[first + i];
+      tensor.states[k] =
+          offset == kNone ? static_cast<char*>(tensor.spec.states[k]) : memory + offset;
     }
   }
   return {};
@@ -134,12 +143,12 @@ Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate
 
 Status Storage::rebind(const AdamConfig& config, Span<const NewMemory> memory) {
   for (const NewMemory& one : memory) tensors_[one.parameter].spec.data = one.data;
-  ranges_.clear();
   return sort_ranges(config);
 }
 
 Status Storage::sort_ranges(const AdamConfig& config) {
   owned_.clear();
+  ranges_.clear();
   const auto add = [&](const void* data, std::size_t nbytes, std::int64_t index, bool is_state) {
     if (nbytes > 0) owned_.push_back({range_of(data, nbytes), index, is_state});
   };
@@ -152,7 +161,9 @@ Status Storage::sort_ranges(const AdamConfig& config) {
       add(given, layout_of(static_cast<StateKind>(k), tensor, config).nbytes(), tensor.index, true);
     }
   }
-  if (state_.end > state_.begin) owned_.push_back({state_, -1, true});
+  for (const Range& state : states_) {
+    if (state.end > state.begin) owned_.push_back({state, -1, true});
+  }
   std::sort(owned_.begin(), owned_.end(),
             [](const Owned& a, const Owned& b) { return a.range.begin < b.range.begin; });
   for (std::size_t k = 0; k < owned_.size(); ++k) {

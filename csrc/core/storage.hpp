@@ -68,6 +68,11 @@ class Storage {
   Status prepare(const Options& options, Span<const ParameterSpec> parameters,
                  const Allocate& allocate, std::size_t access_width);
 
+  // Adds parameters at the end; the state of the others stays where it is.  An error leaves this
+  // object half done.  Throws std::bad_alloc.
+  Status extend(const Options& options, Span<const ParameterSpec> parameters,
+                const Allocate& allocate, std::size_t access_width);
+
   // Gives parameters other memory; an error leaves this object half done.  Throws std::bad_alloc.
   Status rebind(const AdamConfig& config, Span<const NewMemory> memory);
 
@@ -81,9 +86,9 @@ class Storage {
   bool overlaps(const void* data, std::size_t nbytes) const noexcept;
 
  private:
-  Status reserve_state(const AdamConfig& config, const Allocate& allocate,
+  Status reserve_state(const AdamConfig& config, std::size_t first, const Allocate& allocate,
                        std::size_t access_width);
-  bool has_all_state(const AdamConfig& config) const;
+  bool has_all_state(const AdamConfig& config, std::size_t first) const;
   Status sort_ranges(const AdamConfig& config);
 
   // Memory of the caller's, while ranges are sorted.
@@ -96,7 +101,7 @@ class Storage {
   std::vector<Tensor> tensors_;
   std::vector<Owned> owned_;
   std::vector<Range> ranges_;  // sorted; none overlaps another
-  Range state_{};
+  std::vector<Range> states_;  // reserved here
   std::size_t state_nbytes_ = 0;
 };
 

@@ -15,8 +15,9 @@ namespace {
 
 using core::bad;
 
-void load_masters(const std::vector<Tensor>& tensors) {
-  for (const Tensor& tensor : tensors) {
+void load_masters(const std::vector<Tensor>& tensors, std::size_t first) {
+  for (std::size_t i = first; i < tensors.size(); ++i) {
+    const Tensor& tensor = tensors[i];
     char* master = tensor.state(StateKind::master);
     const bool is_given =
         tensor.spec.states[static_cast<std::size_t>(StateKind::master)] != nullptr;
@@ -49,12 +50,14 @@ Status Engine::open(const AdamConfig& config, std::unique_ptr<core::Engine>* eng
 }
 
 char* Engine::allocate_state(std::size_t nbytes) {
-  return state_.allocate(nbytes) ? state_.data() : nullptr;
+  core::ZeroedBlock& block = state_.emplace_back();
+  return block.allocate(nbytes) ? block.data() : nullptr;
 }
 
 // Where they are not the caller's, which are as they are.
-void start_averages(const std::vector<Tensor>& tensors) {
-  for (const Tensor& tensor : tensors) {
+void start_averages(const std::vector<Tensor>& tensors, std::size_t first) {
+  for (std::size_t i = first; i < tensors.size(); ++i) {
+    const Tensor& tensor = tensors[i];
     char* average = tensor.state(StateKind::ema);
     const bool is_given = tensor.spec.states[static_cast<std::size_t>(StateKind::ema)] != nullptr;
     if (average == nullptr || is_given) continue;
@@ -77,16 +80,28 @@ Status Engine::start(const core::Options& options, const std::vector<Tensor>& te
   options_ = &options;
   tensors_ = &tensors;
   rates_.prepare(options, tensors);
-  stepper_.prepare(options, tensors, rates_);
+  if (!stepper_) stepper_ = std::make_unique<Stepper>();
+  stepper_->prepare(options, tensors, rates_);
   by_group_.clear();
-  load_masters(tensors);
-  start_averages(tensors);
+  load_masters(tensors, 0);
+  start_averages(tensors, 0);
+  return {};
+}
+
+Status Engine::extend(std::size_t first, Span<void* const>) {
+  auto stepper = std::make_unique<Stepper>();
+  rates_.prepare(*options_, *tensors_);
+  stepper->prepare(*options_, *tensors_, rates_);
+  stepper_ = std::move(stepper);
+  by_group_.clear();
+  load_masters(*tensors_, first);
+  start_averages(*tensors_, first);
   return {};
 }
 
 // Clips or skips, by the sums of squares of gradients.
 Status Engine::decide(const core::StepInput& input, core::StepResult* result) noexcept {
-  const SquareSum sum = stepper_.measure(input);
+  const SquareSum sum = stepper_->measure(input);
   const bool clips_groups = options_->clips_groups();
   const rules::Decision decision =
       rules::decide(options_->all, input.loss_scale, sum.squares, sum.finite, clips_groups);
@@ -120,7 +135,7 @@ Status Engine::clip_groups(const core::StepInput& input, double clip) noexcept {
   for (std::size_t first = 0, last = 0; first < by_group_.size(); first = last) {
     const AdamConfig& group = options_->of((*tensors_)[by_group_[first]].spec);
     while (last < by_group_.size() && rates_of(by_group_[last]) == rates_of(by_group_[first])) {
-      squares_[last] = stepper_.squares_of(by_group_[last]);
+      squares_[last] = stepper_->squares_of(by_group_[last]);
       ++last;
     }
     const double of_group = rules::ordered_sum(squares_.data() + first, last - first);
@@ -140,9 +155,9 @@ Status Engine::step(const Selection& all, const core::StepInput& input,
   ordering.wait_for_last();
   const bool measures = options_->measures();
   Status status = rates_.fold(input, {rules::factor_of(options_->all, 1.0, input.loss_scale)});
-  if (status.ok()) status = stepper_.merge(all, measures);
+  if (status.ok()) status = stepper_->merge(all, measures);
   if (status.ok() && measures) status = decide(input, result);
-  if (status.ok() && !result->skipped) stepper_.update();
+  if (status.ok() && !result->skipped) stepper_->update();
   return status;
 }
 
@@ -152,8 +167,8 @@ Status Engine::begin(const core::StepInput& input) noexcept {
 
 Status Engine::apply(const Selection& one, const core::Ordering& ordering) noexcept {
   ordering.wait_for_last();
-  Status status = stepper_.merge(one, false);
-  if (status.ok()) stepper_.update();
+  Status status = stepper_->merge(one, false);
+  if (status.ok()) stepper_->update();
   return status;
 }
 

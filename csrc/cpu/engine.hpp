@@ -1,6 +1,9 @@
 // The engine of parameters in the host's memory; cuda/offload/engine.hpp has one for its copies.
 #pragma once
 
+#include <deque>
+#include <memory>
+
 #include "core/engine.hpp"
 #include "core/memory.hpp"
 #include "core/rate_folder.hpp"
@@ -20,7 +23,8 @@ class Engine final : public core::Engine {
               core::StepResult* result) noexcept override;
   Status begin(const core::StepInput& input) noexcept override;
   Status apply(const Selection& one, const core::Ordering& ordering) noexcept override;
-  void rebind(std::size_t parameter) noexcept override { stepper_.rebind(parameter); }
+  Status extend(std::size_t first, Span<void* const> after) override;
+  void rebind(std::size_t parameter) noexcept override { stepper_->rebind(parameter); }
   Status set_global_step(std::int64_t step, std::int64_t moved) noexcept override;
   Status copy_out(const ArrayCopy& copy) noexcept override;
   Status copy_in(const ArrayCopy& copy) noexcept override;
@@ -33,10 +37,10 @@ class Engine final : public core::Engine {
   Status decide(const core::StepInput& input, core::StepResult* result) noexcept;
 
   const core::Options* options_ = nullptr;
-  core::ZeroedBlock state_;
+  std::deque<core::ZeroedBlock> state_;
   const std::vector<Tensor>* tensors_ = nullptr;
   core::RateFolder rates_;
-  Stepper stepper_;
+  std::unique_ptr<Stepper> stepper_;
 
   // Of steps that clip groups or single gradients.
   std::vector<std::size_t> by_group_;   // the parameters of each group, in their order

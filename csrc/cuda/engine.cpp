@@ -23,9 +23,9 @@ Engine::~Engine() {
   if (device_.api == nullptr) return;
   const DeviceScope scope(device_);
   timeline_.wait();
-  state_.release(timeline_.stream());
-  control_.release(timeline_.stream());
-  stepper_.release(timeline_.stream());
+  for (Buffer& state : state_) state.release(timeline_.stream());
+  if (control_) control_->release(timeline_.stream());
+  if (stepper_) stepper_->release(timeline_.stream());
 }
 
 // Queues `work`, which takes the queue and may return an error of its own.
@@ -47,8 +47,8 @@ Status Engine::queue_work(Stream stream, Work work) noexcept {
 // An error of the device may have left an update half done: then nothing more is done.
 Status Engine::finish(Queue& queue) noexcept {
   if (queue.error() == 0) return {};
-  stepper_.forget();
-  control_.forget();
+  if (stepper_) stepper_->forget();
+  if (control_) control_->forget();
   if (queue.has_touched()) close();
   return queue.status();
 }
@@ -56,12 +56,13 @@ Status Engine::finish(Queue& queue) noexcept {
 void Engine::close() noexcept { broken_ = unusable(); }
 
 char* Engine::allocate_state(std::size_t nbytes) {
+  Buffer& state = state_.emplace_back();
   const Status status = queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
-    state_.reserve(queue, std::max<std::size_t>(nbytes, 1));
-    queue.fill(state_.data(), 0, nbytes);
+    state.reserve(queue, std::max<std::size_t>(nbytes, 1));
+    queue.fill(state.data(), 0, nbytes);
     return {};
   });
-  return status.ok() ? state_.as<char>() : nullptr;
+  return status.ok() ? state.as<char>() : nullptr;
 }
 
 Status Engine::start(const core::Options& options, const std::vector<core::Tensor>& tensors,
@@ -69,25 +70,66 @@ Status Engine::start(const core::Options& options, const std::vector<core::Tenso
   options_ = &options;
   tensors_ = &tensors;
   rates_.prepare(options, tensors);
+  control_ = std::make_unique<StepControl>();
+  stepper_ = std::make_unique<Stepper>();
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_streams(queue, after);
-    control_.prepare(queue, options, tensors.size(), rates_.has_float32());
-    stepper_.prepare(queue, options, tensors, control_);
+    control_->prepare(queue, options, tensors.size(), rates_.has_float32());
+    stepper_->prepare(queue, options, tensors, *control_, 0);
     queue.finish();
     return {};
   });
 }
 
+// With tables and counters made anew; what was counted is taken along.
+Status Engine::extend(std::size_t first, Span<void* const> after) {
+  if (!broken_.ok()) return broken_;
+  if (timeline_.has_captured()) {
+    return {StatusCode::bad_state,
+            "parameters can't be added any more once a step was captured in a graph"};
+  }
+  auto control = std::make_unique<StepControl>();
+  auto stepper = std::make_unique<Stepper>();
+  std::vector<std::int64_t> steps(tensors_->size());
+  rates_.prepare(*options_, *tensors_);
+  Status status = queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    timeline_.follow_streams(queue, after);
+    timeline_.follow_all(queue);
+    control->prepare(queue, *options_, tensors_->size(), rates_.has_float32());
+    if (control_->decides()) {
+      Counters counters;
+      control_->read(queue, &counters);
+      control_->read_steps(queue, {steps.data(), first});
+      control->write(queue, counters);
+      control->write_steps(queue, steps);
+    }
+    if (control_->has_differing()) control->differ(queue);
+    stepper->prepare(queue, *options_, *tensors_, *control, first);
+    queue.finish();
+    return {};
+  });
+  if (!status.ok()) {
+    control->release(timeline_.stream());
+    stepper->release(timeline_.stream());
+    return status;
+  }
+  control_->release(timeline_.stream());
+  stepper_->release(timeline_.stream());
+  control_ = std::move(control);
+  stepper_ = std::move(stepper);
+  return {};
+}
+
 Status Engine::allow_differing_steps() noexcept {
   if (!broken_.ok()) return broken_;
-  if (control_.has_differing()) return {};
+  if (control_->has_differing()) return {};
   if (timeline_.has_captured()) {
     return {StatusCode::bad_state,
             "parameters can't be left out of steps any more once one was captured in a graph"};
   }
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_all(queue);
-    control_.differ(queue);
+    control_->differ(queue);
     queue.finish();
     return {};
   });
@@ -103,7 +145,7 @@ Status Engine::check_capture(const core::Selection& selection) const {
     return {StatusCode::bad_state, "a step with a sparse gradient can't be captured in a graph",
             static_cast<std::int64_t>(i)};
   }
-  if (stepper_.is_ready(selection)) return {};
+  if (stepper_->is_ready(selection)) return {};
   return {StatusCode::bad_state,
           "make a step with gradients of the same types before one is captured in a graph"};
 }
@@ -115,21 +157,21 @@ Status Engine::queue_step(Queue& queue, const core::Selection& selection,
   if (queue.error() != 0) return {};
   if (timeline_.is_capturing()) {
     if (Status status = check_capture(selection); !status.ok()) return status;
-  } else if (control_.decides()) {
-    Status status = control_.report_refusal(queue, timeline_);
+  } else if (control_->decides()) {
+    Status status = control_->report_refusal(queue, timeline_);
     if (!status.ok() || queue.error() != 0) return status;
   }
   timeline_.begin(queue, ordering);
-  Status status = stepper_.begin(queue, selection, timeline_.has_captured());
+  Status status = stepper_->begin(queue, selection, timeline_.has_captured());
   if (!status.ok()) return status;
-  if (control_.decides()) {
-    if (!timeline_.is_capturing()) control_.send(queue, input->rates, input->loss_scale);
-    if (options_->measures()) stepper_.measure(queue, selection);
+  if (control_->decides()) {
+    if (!timeline_.is_capturing()) control_->send(queue, input->rates, input->loss_scale);
+    if (options_->measures()) stepper_->measure(queue, selection);
     queue.touch();
-    control_.decide(queue, stepper_.tables());
+    control_->decide(queue, stepper_->tables());
   }
-  stepper_.update(queue, selection, rates_);
-  control_.end(queue);
+  stepper_->update(queue, selection, rates_);
+  control_->end(queue);
   timeline_.end(queue, ordering);
   return {};
 }
@@ -137,7 +179,7 @@ Status Engine::queue_step(Queue& queue, const core::Selection& selection,
 Status Engine::step(const core::Selection& all, const core::StepInput& input,
                     const core::Ordering& ordering, core::StepResult*) noexcept {
   if (!broken_.ok()) return broken_;
-  if (!control_.decides()) {
+  if (!control_->decides()) {
     Status status = rates_.fold(input, {rules::factor_of(options_->all, 1.0, input.loss_scale)});
     if (!status.ok()) return status;
   }
@@ -146,7 +188,7 @@ Status Engine::step(const core::Selection& all, const core::StepInput& input,
 }
 
 Status Engine::begin(const core::StepInput& input) noexcept {
-  if (control_.decides()) {
+  if (control_->decides()) {
     return {StatusCode::bad_state, "a capturable optimizer makes whole steps"};
   }
   if (!broken_.ok()) return broken_;
@@ -164,8 +206,8 @@ Status Engine::set_global_step(std::int64_t step, std::int64_t moved) noexcept {
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_all(queue);
     queue.touch();
-    control_.set_step(queue, step, moved);
-    stepper_.add_row_steps(queue, moved);
+    control_->set_step(queue, step, moved);
+    stepper_->add_row_steps(queue, moved);
     queue.finish();
     return {};
   });
@@ -174,16 +216,16 @@ Status Engine::set_global_step(std::int64_t step, std::int64_t moved) noexcept {
 Status Engine::read_counters(Counters* counters) noexcept {
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_all(queue);
-    control_.read(queue, counters);
+    control_->read(queue, counters);
     return {};
   });
 }
 
 Status Engine::write_counters(const Counters& counters) noexcept {
-  if (!control_.decides()) return {};
+  if (!control_->decides()) return {};
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_all(queue);
-    control_.write(queue, counters);
+    control_->write(queue, counters);
     queue.finish();
     return {};
   });
@@ -192,27 +234,27 @@ Status Engine::write_counters(const Counters& counters) noexcept {
 Status Engine::read_steps(Span<std::int64_t> steps) noexcept {
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_all(queue);
-    control_.read_steps(queue, steps);
+    control_->read_steps(queue, steps);
     return {};
   });
 }
 
 // Without any, all are as many as the optimizer's.
 Status Engine::write_steps(Span<const std::int64_t> steps) noexcept {
-  if (!control_.decides()) return {};
+  if (!control_->decides()) return {};
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_all(queue);
-    control_.write_steps(queue, steps);
+    control_->write_steps(queue, steps);
     return {};
   });
 }
 
 Status Engine::send_rates(Span<const Rates> rates, double loss_scale, void* stream) noexcept {
-  if (!control_.decides()) return core::Engine::send_rates(rates, loss_scale, stream);
+  if (!control_->decides()) return core::Engine::send_rates(rates, loss_scale, stream);
   if (!broken_.ok()) return broken_;
   return queue_work(stream, [&](Queue& queue) -> Status {
     timeline_.follow_last(queue);
-    control_.send(queue, rates, loss_scale);
+    control_->send(queue, rates, loss_scale);
     timeline_.extend_last(queue);
     return {};
   });

@@ -5,6 +5,9 @@
 // the gradients' values or a graph replays them (cuda/step_control.hpp).
 #pragma once
 
+#include <deque>
+#include <memory>
+
 #include "core/engine.hpp"
 #include "core/rate_folder.hpp"
 #include "cuda/step_control.hpp"
@@ -24,7 +27,8 @@ class Engine final : public core::Engine {
   std::size_t access_width() const override { return 16; }
   Status start(const core::Options& options, const std::vector<core::Tensor>& tensors,
                Span<void* const> after) override;
-  void take_options() noexcept override { control_.forget_groups(); }
+  Status extend(std::size_t first, Span<void* const> after) override;
+  void take_options() noexcept override { control_->forget_groups(); }
   Status allow_differing_steps() noexcept override;
   Status step(const core::Selection& all, const core::StepInput& input,
               const core::Ordering& ordering, core::StepResult* result) noexcept override;
@@ -36,7 +40,7 @@ class Engine final : public core::Engine {
   Status decode(const core::Tensor& tensor, StateKind kind, float* values) noexcept override;
   void close() noexcept override;
 
-  bool counts_steps() const override { return control_.decides(); }
+  bool counts_steps() const override { return control_->decides(); }
   Status read_counters(Counters* counters) noexcept override;
   Status write_counters(const Counters& counters) noexcept override;
   Status read_steps(Span<std::int64_t> steps) noexcept override;
@@ -58,10 +62,10 @@ class Engine final : public core::Engine {
   const std::vector<core::Tensor>* tensors_ = nullptr;
   Status broken_;  // an error after which the state can't be relied on
   Timeline timeline_;
-  Buffer state_;
+  std::deque<Buffer> state_;
   core::RateFolder rates_;
-  StepControl control_;
-  Stepper stepper_;
+  std::unique_ptr<StepControl> control_;
+  std::unique_ptr<Stepper> stepper_;
 };
 
 }  // namespace adamas::cuda

@@ -5,15 +5,16 @@
 namespace adamas::cuda {
 
 void Stepper::prepare(Queue& queue, const core::Options& options,
-                      const std::vector<core::Tensor>& tensors, StepControl& control) {
+                      const std::vector<core::Tensor>& tensors, StepControl& control,
+                      std::size_t first) {
   options_ = &options;
   tensors_ = &tensors;
   control_ = &control;
   core::make_plan(tensors, &plan_);
   tables_.prepare(queue, options.all, tensors, plan_);
   sparse_.prepare(queue, options, tensors);
-  load_masters(queue);
-  start_averages(queue);
+  load_masters(queue, first);
+  start_averages(queue, first);
 }
 
 void Stepper::release(Stream stream) {
@@ -21,8 +22,8 @@ void Stepper::release(Stream stream) {
   sparse_.release(stream);
 }
 
-void Stepper::load_masters(Queue& queue) {
-  for (std::size_t i = 0; i < tables_.size(); ++i) {
+void Stepper::load_masters(Queue& queue, std::size_t first) {
+  for (std::size_t i = first; i < tables_.size(); ++i) {
     const TensorEntry& entry = tables_.entry(i);
     if (entry.master == nullptr || is_given(i, StateKind::master)) continue;
     const LoadMasterArgs args{entry.param, entry.master, entry.count, entry.dtype};
@@ -35,8 +36,8 @@ bool Stepper::is_given(std::size_t parameter, StateKind kind) const {
   return (*tensors_)[parameter].spec.states[static_cast<std::size_t>(kind)] != nullptr;
 }
 
-void Stepper::start_averages(Queue& queue) {
-  for (std::size_t i = 0; i < tables_.size(); ++i) {
+void Stepper::start_averages(Queue& queue, std::size_t first) {
+  for (std::size_t i = first; i < tables_.size(); ++i) {
     const TensorEntry& entry = tables_.entry(i);
     if (entry.ema == nullptr || is_given(i, StateKind::ema)) continue;
     const core::Tensor& tensor = (*tensors_)[i];

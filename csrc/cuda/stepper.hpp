@@ -17,9 +17,10 @@ namespace adamas::cuda {
 
 class Stepper {
  public:
-  // Throws std::bad_alloc.  `tensors` and `control` outlive this object.
+  // Throws std::bad_alloc.  `tensors` and `control` outlive this object.  The state of the tensors
+  // from `first` on begins here.
   void prepare(Queue& queue, const core::Options& options, const std::vector<core::Tensor>& tensors,
-               StepControl& control);
+               StepControl& control, std::size_t first);
   void release(Stream stream);
 
   // Whether the kernels for these gradients were chosen by an earlier step.
@@ -42,8 +43,8 @@ class Stepper {
 
  private:
   StepArgs step_args(Queue& queue, const core::RateFolder& rates) const;
-  void load_masters(Queue& queue);
-  void start_averages(Queue& queue);
+  void load_masters(Queue& queue, std::size_t first);
+  void start_averages(Queue& queue, std::size_t first);
   bool is_given(std::size_t parameter, StateKind kind) const;
   void measure_rows(Queue& queue, const core::Selection& selection, std::size_t i);
   void centralize(Queue& queue, const StepArgs& step, const core::Selection& selection);

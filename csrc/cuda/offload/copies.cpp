@@ -1,5 +1,6 @@
 #include "cuda/offload/copies.hpp"
 
+#include <algorithm>
 #include <new>
 
 namespace adamas::cuda {
@@ -46,9 +47,12 @@ Status OffloadCopies::queue_down(Span<void* const> after, Work work) noexcept {
   return queue.status();
 }
 
-Status OffloadCopies::start(const std::vector<core::Tensor>& tensors, Span<void* const> after) {
-  tensors_ = tensors;
-  for (core::Tensor& tensor : tensors_) {
+Status OffloadCopies::extend(const std::vector<core::Tensor>& tensors, Span<void* const> after) {
+  const std::size_t first = tensors_.size();
+  tensors_.insert(tensors_.end(), tensors.begin() + static_cast<std::ptrdiff_t>(first),
+                  tensors.end());
+  for (std::size_t i = first; i < tensors_.size(); ++i) {
+    core::Tensor& tensor = tensors_[i];
     Copy& copy = *copies_.emplace_back(std::make_unique<Copy>());
     copy.device_param = tensor.spec.data;
     copy.nbytes = tensor.nbytes;
@@ -63,11 +67,17 @@ Status OffloadCopies::start(const std::vector<core::Tensor>& tensors, Span<void*
   std::vector<void*> streams(after.begin(), after.end());
   streams.push_back(nullptr);  // the default one
   return queue_down(streams, [&](Queue& queue) {
-    for (const auto& copy : copies_) {
-      queue.copy(copy->param.get(), copy->device_param, copy->nbytes);
+    for (std::size_t i = first; i < copies_.size(); ++i) {
+      const Copy& copy = *copies_[i];
+      queue.copy(copy.param.get(), copy.device_param, copy.nbytes);
     }
     queue.finish();
   });
+}
+
+void OffloadCopies::drop(std::size_t first) noexcept {
+  tensors_.resize(std::min(first, tensors_.size()));
+  copies_.resize(std::min(first, copies_.size()));
 }
 
 Status OffloadCopies::reserve(Handle& memory, std::size_t* size, std::size_t nbytes) noexcept {

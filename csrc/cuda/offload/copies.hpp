@@ -15,9 +15,11 @@ class OffloadCopies {
   Status open(std::int32_t device);
   ~OffloadCopies();
 
-  // Reserves copies of the parameters and brings them down, after what is in the streams `after`;
-  // waits.  Throws std::bad_alloc.
-  Status start(const std::vector<core::Tensor>& tensors, Span<void* const> after);
+  // Reserves copies of the parameters that have none yet and brings them down, after what is in the
+  // streams `after`; waits.  Throws std::bad_alloc.
+  Status extend(const std::vector<core::Tensor>& tensors, Span<void* const> after);
+  // Gives up the copies of the parameters from `first` on.
+  void drop(std::size_t first) noexcept;
 
   // The same parameters with their copies on the host.
   const std::vector<core::Tensor>& tensors() const { return tensors_; }

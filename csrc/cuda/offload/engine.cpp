@@ -26,8 +26,21 @@ Status OffloadEngine::open(const AdamConfig& config, std::int32_t device,
 Status OffloadEngine::start(const core::Options& options, const std::vector<core::Tensor>& tensors,
                             Span<void* const> after) {
   options_ = &options;
-  if (Status status = copies_.start(tensors, after); !status.ok()) return status;
+  tensors_ = &tensors;
+  if (Status status = copies_.extend(tensors, after); !status.ok()) return status;
   return host_.start(options, copies_.tensors(), {});
+}
+
+Status OffloadEngine::extend(std::size_t first, Span<void* const> after) {
+  if (!broken_.ok()) return broken_;
+  Status status = copies_.extend(*tensors_, after);
+  try {
+    if (status.ok()) status = host_.extend(first, {});
+  } catch (const std::bad_alloc&) {
+    status = {StatusCode::out_of_memory, "no memory for the copies of parameters"};
+  }
+  if (!status.ok()) copies_.drop(first);
+  return status;
 }
 
 Status OffloadEngine::fetch(const core::Selection& selection, const core::Ordering& ordering,

@@ -16,6 +16,7 @@ class OffloadEngine final : public core::Engine {
   char* allocate_state(std::size_t nbytes) override { return host_.allocate_state(nbytes); }
   Status start(const core::Options& options, const std::vector<core::Tensor>& tensors,
                Span<void* const> after) override;
+  Status extend(std::size_t first, Span<void* const> after) override;
   Status step(const core::Selection& all, const core::StepInput& input,
               const core::Ordering& ordering, core::StepResult* result) noexcept override;
   Status begin(const core::StepInput& input) noexcept override { return host_.begin(input); }
@@ -40,6 +41,7 @@ class OffloadEngine final : public core::Engine {
   Status finish(Status sent, const core::Ordering& ordering) noexcept;
 
   const core::Options* options_ = nullptr;
+  const std::vector<core::Tensor>* tensors_ = nullptr;
   Status broken_;  // an error after which the state can't be relied on
   OffloadCopies copies_;
   cpu::Engine host_;

@@ -89,6 +89,11 @@ class ADAMAS_API Optimizer {
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
+  // Adds parameters at the end of the list, and the options of groups at the end of theirs; the new
+  // parameters may refer to any.  State, steps and bits of the others stay as they are.
+  Status add(Span<const ParameterSpec> parameters, Span<const AdamConfig> groups = {},
+             Span<void* const> after = {}) noexcept;
+
   // One step: grads[i] is the gradient of parameter i, and rates[k] what the parameters with
   // ParameterSpec::rates == k use.  Safe to call from several threads, each call being one whole
   // step.  A parameter whose gradient is absent is left as it is, and its own number of steps
