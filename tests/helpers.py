@@ -82,7 +82,8 @@ def states_of(optimizer):
         "param": [np.asarray(param) for param in optimizer.parameters],
         "moment1": optimizer.moment1,
         "moment2": optimizer.moment2,
-        "vhat": optimizer.vhat,
+        "vhat": [vhat for vhat in optimizer.vhat if vhat is not None],
+        "ema": optimizer.ema,
         "master": [master for master in optimizer.master_weights if master is not None],
     }
     return {kind: arrays for kind, arrays in kinds.items() if arrays}
@@ -93,6 +94,7 @@ def everything(optimizer):
     states = [array.tobytes() for arrays in states_of(optimizer).values() for array in arrays]
     counters = (
         optimizer.global_step,
+        optimizer.steps,
         optimizer.skipped_steps,
         optimizer.last_step_skipped,
         repr(optimizer.last_grad_norm),
@@ -122,6 +124,7 @@ def check_same_states(optimizer, other, what=""):
                 bits(mine), bits(wanted), err_msg=f"{kind} of parameter {i} {what}"
             )
     assert optimizer.global_step == other.global_step
+    assert optimizer.steps == other.steps
 
 
 # Rates that change with the step

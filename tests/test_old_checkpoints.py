@@ -4,6 +4,7 @@
 that version installed, ``python tests/test_old_checkpoints.py VERSION`` has written them.
 """
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def test_an_old_file_goes_on_to_the_bit(case, version):
         resumed(gradients(resumed))
     adamas.load_checkpoint(path(version, case, 6), finished)
     assert everything(resumed) == everything(finished)
+    ours, theirs = (one.state_dict()["parameters"] for one in (resumed, finished))
+    assert pickle.dumps(ours) == pickle.dumps(theirs)
 
 
 def write(version):

@@ -49,6 +49,58 @@ def torch_states(optimizer, tensors, *, amsgrad):
     return {"param": [tensor.detach().numpy() for tensor in tensors], **states}
 
 
+# Of torch's groups; and what they are called here.
+GROUPS = (
+    {"betas": (0.7, 0.9), "eps": 1e-4, "maximize": True},
+    {"amsgrad": True, "weight_decay": 0.1},
+    {"lr": 0.1, "betas": (0.9, 0.99)},
+    {"lr": 0.002, "maximize": True, "amsgrad": True},
+)
+OUR_NAMES = {"amsgrad": "use_amsgrad"}
+
+
+def our_group(param, group):
+    own = {OUR_NAMES.get(key, key): value for key, value in group.items() if key != "betas"}
+    if "betas" in group:
+        own |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
+    return {"params": [param], **own}
+
+
+@every_dtype
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_groups_that_differ_and_gradients_that_are_absent(dtype, decoupled):
+    """Options of groups are changed on the way, too."""
+    rng = np.random.default_rng(6)
+    chosen = {"decoupled": decoupled, "weight_decay": 0.03, "amsgrad": False}
+    initial = [np.array(rng.standard_normal(shape), dtype) for shape in SHAPES]
+    tensors = [torch.tensor(array, requires_grad=True) for array in initial]
+    pairs = list(zip(tensors, GROUPS, strict=True))
+    theirs = torch_adam([{"params": [tensor], **group} for tensor, group in pairs], **chosen)
+    params = [adamas.Parameter(array.copy()) for array in initial]
+    ours = adam([our_group(*pair) for pair in zip(params, GROUPS, strict=True)], **chosen)
+    for step in range(STEPS):
+        if step % 50 == 20:
+            theirs.param_groups[2]["lr"] = ours.groups[2].lr = 0.1 / (1 + step)
+            theirs.param_groups[0]["betas"] = (0.6 + step / 1000, 0.95)
+            ours.groups[0].beta1, ours.groups[0].beta2 = 0.6 + step / 1000, 0.95
+        grads = [
+            np.array(rng.standard_normal(shape), dtype) if rng.random() < 0.7 else None
+            for shape in SHAPES
+        ]
+        for tensor, grad in zip(tensors, grads, strict=True):
+            tensor.grad = None if grad is None else torch.tensor(grad)
+        theirs.step()
+        ours(grads)
+    assert ours.steps == [int(theirs.state[tensor]["step"]) for tensor in tensors]
+    assert len(set(ours.steps)) > 1
+    got = {"param": [p.data for p in params], "moment1": ours.moment1, "moment2": ours.moment2}
+    for kind, arrays in torch_states(theirs, tensors, amsgrad=False).items():
+        for mine, wanted in zip(got[kind], arrays, strict=True):
+            np.testing.assert_allclose(
+                mine, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype], err_msg=kind
+            )
+
+
 @every_dtype
 @pytest.mark.parametrize(
     ("decoupled", "weight_decay", "amsgrad"),

@@ -29,7 +29,7 @@ class Member:
     grad_centralization: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class GroupOptions:
     """What the parameters of a group have in common."""
 

@@ -438,17 +438,20 @@ class Optimizer(Settings):
         Returns
         -------
         dict
-            ``version``: 1. ``global_step``, ``skipped_steps``: int. ``last_step_skipped``: bool.
+            ``version``: 2. ``global_step``, ``skipped_steps``: int. ``last_step_skipped``: bool.
             ``last_grad_norm``, ``loss_scale``: float. ``options``: a dict of the options that must
-            be the same when it is loaded. ``parameters``: a dict that has for each parameter, under
-            its name and in update order, a dict of ``dtype`` (of the parameter),
-            ``grad_centralization`` and NumPy arrays:
+            be the same when it is loaded. ``groups``: a list of dicts of those that groups may
+            differ in, with the names of their ``parameters``. ``parameters``: a dict that has for
+            each parameter, under its name and in update order, a dict of ``dtype`` (of the
+            parameter), ``grad_centralization``, ``step`` (how many it has made), ``key`` (of
+            stochastic rounding, where there is any) and NumPy arrays:
 
             - ``moment1``, ``moment2`` in the parameter's shape: float64 for float64 parameters,
               else float32; or as they are stored, uint16 for ``state_dtype="bfloat16"`` and uint8
               for ``"int8"``, which has ``scale1`` and ``scale2`` too, uint8 of shape (blocks,);
             - ``vhat`` (``use_amsgrad``) in the same type and shape;
             - ``master`` (``master_weights``): float32, of 16-bit parameters;
+            - ``ema`` (``ema_decay``): the average, in the type of the arithmetic;
             - ``row_step`` (``row_policy="catch_up"``): int64 of shape (rows,), the last step that
               has updated each row;
             - ``param`` (``parameters=True``), the parameter in its own type and shape.
@@ -485,11 +488,12 @@ class Optimizer(Settings):
         """Go on from a state that `state_dict` returned.
 
         The optimizer must have parameters of the same names, types and shapes with the same
-        ``grad_centralization``, and the same options that decide bits, which
-        ``state["options"]`` lists. Learning rates, weight decays, ``use_locking`` and
+        ``grad_centralization``, and the same options that decide bits, which ``state["options"]``
+        and ``state["groups"]`` list. Learning rates, weight decays, ``use_locking`` and
         ``num_threads`` may differ, and so may the order of the parameters where nothing depends on
-        it (``max_grad_norm`` and the random bits of ``state_dtype`` do). ``loss_scale`` is loaded.
-        To go on with another option all the same, change it in ``state["options"]``.
+        it (``max_grad_norm`` does). ``loss_scale`` is loaded, and so are steps and keys. To go on
+        with another option all the same, change it in the state. States of version 1 (adamas
+        0.1.0) load as well.
 
         Parameters
         ----------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any, overload
 
 from . import _core, _options
@@ -80,7 +79,7 @@ class Settings(Strict):
     def learning_rate(self, value: LearningRate) -> None:
         rate = self._book.learning_rate("learning_rate", value)
         with self._lock:
-            self._defaults = replace(self._defaults, learning_rate=rate)
+            self._defaults.learning_rate = rate
             self._rates.set_learning_rates(range(len(self._rates.learning_rates)), rate)
 
     @property
@@ -95,7 +94,7 @@ class Settings(Strict):
     def weight_decay(self, value: WeightDecay) -> None:
         rate = self._book.weight_decay("weight_decay", value)
         with self._lock:
-            self._defaults = replace(self._defaults, weight_decay=rate)
+            self._defaults.weight_decay = rate
             self._rates.set_weight_decays(range(len(self._rates.weight_decays)), rate)
 
     @property
@@ -152,13 +151,13 @@ class Settings(Strict):
                 setattr(changed[place], name, value)
         done = []
         try:
-            for index, (group, _) in enumerate(self._rates.indices):
-                if group in changed:
-                    self._native.set_group(index, changed[group])
-                    done.append(index)
+            for place, config in changed.items():
+                for index in self._rates.indices_of(place):
+                    self._native.set_group(index, config)
+                    done.append((index, place))
         except BaseException:
-            for index in done:
-                self._native.set_group(index, self._configs[self._rates.indices[index][0]])
+            for index, place in done:
+                self._native.set_group(index, self._configs[place])
             raise
         for place, config in changed.items():
             self._configs[place] = config
@@ -167,11 +166,11 @@ class Settings(Strict):
         """Refuse the norm of a group whose parameters the native side has at two indices."""
         if name not in ("max_grad_norm", "clip_per_array"):
             return
-        indices = [group for group, _ in self._rates.indices]
         for group in groups:
             config = self._configs[group].copy()
             setattr(config, name, value)
-            if config.max_grad_norm and not config.clip_per_array and indices.count(group) > 1:
+            is_split = len(self._rates.indices_of(group)) > 1
+            if is_split and config.max_grad_norm and not config.clip_per_array:
                 raise ValueError(
                     f"groups[{group}].{name} must be None: there are parameters named beta or "
                     "gamma, which are not decayed; give max_grad_norm to the optimizer, put the "

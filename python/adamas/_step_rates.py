@@ -64,6 +64,11 @@ class StepRates:
         """Return the rates of a step, for its 0-based number."""
         return (self._plan or self._renew()).at(step)
 
+    def indices_of(self, group: int) -> list[int]:
+        """Return where the native side has the parameters of a group."""
+        both = ((group, True), (group, False))
+        return [self.places[index] for index in both if index in self.places]
+
     def set_learning_rates(self, groups: Sequence[int], rate: Rate) -> None:
         """Give groups another learning rate."""
         self._set(self.learning_rates, groups, rate)

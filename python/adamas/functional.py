@@ -16,7 +16,7 @@ from . import _core
 from . import _validation as validation
 from ._arrays import gradient, parameter_array
 from ._device_arrays import device_parameter
-from ._state import STATE_FORMATS
+from ._options import STATE_FORMATS
 from .typing import Array, Gradient, Numerics, RowPolicy, StateDtype
 
 __all__ = ["adam"]
