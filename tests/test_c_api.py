@@ -58,7 +58,8 @@ def make_inputs(dtype):
 
 
 def by_python(arrays, grads, rows, options):
-    params = [adamas.Parameter(array, f"weight{i}") for i, array in enumerate(arrays)]
+    # Random bits go by position in C, and by name in Python unless a key is given.
+    params = [adamas.Parameter(array, f"weight{i}", key=i) for i, array in enumerate(arrays)]
     groups = [
         {"params": [param], "lr": lr, "weight_decay": decay}
         for param, (lr, decay) in zip(params, RATES, strict=True)

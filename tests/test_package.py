@@ -219,7 +219,7 @@ def bytes_by_python(variant, values):
     """Make the steps of tests/consumer/same_bits.cpp; return what it writes."""
     values = values.copy()
     table, bias = values[0, : ROWS * LENGTH].reshape(ROWS, LENGTH), values[0, ROWS * LENGTH :]
-    params = [adamas.Parameter(table, "table"), adamas.Parameter(bias, "bias")]
+    params = [adamas.Parameter(table, "table", key=0), adamas.Parameter(bias, "bias", key=1)]
     groups = [
         {"params": params[:1], "lr": [0.01 / (1 + i) for i in range(STEPS)], "weight_decay": 0.1},
         {"params": params[1:], "lr": 0.02},
@@ -295,7 +295,7 @@ def test_a_project_may_contain_the_sources(tmp_path):
 
 
 # PoolLease is for adamas._core alone.
-API = r"(adamas::\w+\(|adamas::(Optimizer|cpu::PoolLease|core::Internals)::~?\w+\(|adamas_\w+$)"
+API = r"(adamas::\w+\(|adamas::(Optimizer|AdamUpdate|cpu::PoolLease|core::Internals)::~?\w+\(|adamas_\w+$)"
 
 
 def test_the_library_shows_its_api_and_nothing_else():

@@ -119,7 +119,7 @@ def native_signatures():
     found = {}
     for name, value in vars(_core).items():
         members = {"": value} if inspect.isbuiltin(value) else {}
-        if isinstance(value, type) and not issubclass(value, Enum):
+        if type(value).__name__ == "pybind11_type":
             members = {f".{key}": getattr(value, key) for key in vars(value)}
         for key, member in members.items():
             if isinstance(member, property):

@@ -147,6 +147,10 @@ PyObject* call(PyObject* self, PyObject* const* args, std::size_t flags, PyObjec
   return made;
 }
 
+PyObject* show(PyObject* self) {
+  return PyObject_Repr(reinterpret_cast<RepeatedCall*>(self)->function);
+}
+
 void destroy(PyObject* self) {
   auto* repeated = reinterpret_cast<RepeatedCall*>(self);
   PyTypeObject* const type = Py_TYPE(self);
@@ -179,6 +183,7 @@ PyGetSetDef kProperties[] = {
 PyType_Slot kSlots[] = {{Py_tp_new, reinterpret_cast<void*>(make)},
                         {Py_tp_dealloc, reinterpret_cast<void*>(destroy)},
                         {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+                        {Py_tp_repr, reinterpret_cast<void*>(show)},
                         {Py_tp_members, kMembers},
                         {Py_tp_getset, kProperties},
                         {0, nullptr}};

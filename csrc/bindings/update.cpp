@@ -5,6 +5,7 @@
 // into these forms.  A plain function of C, because it may be called for each parameter.
 #include "bindings/update.hpp"
 
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -335,12 +336,17 @@ class Steps {
   Span<std::int64_t> span_;
 };
 
+// A learning rate or weight decay.
 double number(PyObject* given, const char* name) {
   const double value = PyFloat_AsDouble(given);
   if (value == -1.0 && PyErr_Occurred() != nullptr) {
     PyErr_Clear();
     throw py::type_error(std::string(name) + " must be a float or int, got " +
                          Py_TYPE(given)->tp_name);
+  }
+  if (!(value >= 0.0) || std::isinf(value)) {
+    throw py::value_error(std::string(name) + " must be a finite number >= 0, got " +
+                          py::repr(given).cast<std::string>());
   }
   return value;
 }

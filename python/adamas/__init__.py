@@ -4,7 +4,7 @@ The same bits on every instruction set, thread count and device; an error instea
 state.
 """
 
-from . import cuda
+from . import cuda, functional
 from . import typing as typing  # not in __all__, where it would hide Python's own
 from ._adam import Adam, AdamWeightDecay
 from ._checkpoint import load_checkpoint, save_checkpoint
@@ -61,6 +61,7 @@ __all__ = [
     "cosine_decay_lr",
     "cuda",
     "exponential_decay_lr",
+    "functional",
     "inverse_decay_lr",
     "load_checkpoint",
     "natural_exp_decay_lr",

@@ -1,6 +1,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -152,8 +152,9 @@ class Counters:
 
 _ArrayCopy = tuple[int, StateKind | None, npt.NDArray[Any]]
 
+@final
 class RepeatedCall:
-    def __init__(self, function: Callable[..., Any], /) -> None: ...
+    def __new__(cls, function: Callable[..., Any], /) -> RepeatedCall: ...
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 def update(

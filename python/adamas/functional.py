@@ -177,13 +177,12 @@ def adam(
         num_threads,
         vhat is not None,
         master is not None,
+        ema is not None,
         out,
     )
     config = _configs.get(options)
     if config is None:
         config = _config(options)
-        if ema is None and ema_decay is not None or ema is not None and ema_decay is None:
-            raise ValueError("ema and ema_decay must be given together")
     if type(grad_centralization) is not bool:
         grad_centralization = validation.flag("grad_centralization", grad_centralization)
     names = None
@@ -263,8 +262,11 @@ def _config(options: tuple[Any, ...]) -> _core.AdamConfig:
         num_threads,
         use_amsgrad,
         master_weights,
+        has_ema,
         out,
     ) = options
+    if has_ema == (ema_decay is None):
+        raise ValueError("ema and ema_decay must be given together")
     config = _core.AdamConfig()
     config.allow_zero = validation.flag("allow_zero", allow_zero)
     bound = {"minimum": 0.0} if allow_zero else {"above": 0.0}
