@@ -172,6 +172,20 @@ def test_what_is_no_gradient_is_still_refused(grad, error, fragment):
     check_refused(optimizer, lambda: optimizer((grad,)), error)
 
 
+@pytest.mark.parametrize(
+    ("grads", "hint"),
+    [
+        ((one for one in [np.ones(2, np.float32)]), "got generator; pass list(grads)"),
+        (np.ones(2, np.float32), "got numpy.ndarray; pass (grad,) for one parameter"),
+        (None, "got NoneType"),
+    ],
+    ids=["generator", "array", "None"],
+)
+def test_what_is_no_list_of_gradients(grads, hint):
+    optimizer = adamas.Adam([adamas.Parameter(np.ones(2, np.float32), "weight")])
+    check_refused(optimizer, lambda: optimizer(grads), TypeError, "tuple or list", hint)
+
+
 def test_exported_memory_is_given_back():
     """A buffer that is in use can't grow."""
     grad = array.array("f", [1.0, 2.0])
@@ -274,6 +288,37 @@ def test_subclasses_without_operations_of_their_own_are_read():
 
     values = torch.linspace(-1, 1, 6)
     check_reads(np.ones(6, np.float32), values.as_subclass(Named), values.numpy())
+
+
+UNUSABLE = {
+    "CSR": (lambda torch: torch.eye(3).to_sparse_csr(), "torch.sparse_csr; pass a dense one"),
+    "CSC": (lambda torch: torch.eye(3).to_sparse_csc(), "torch.sparse_csc; pass a dense one"),
+    "mkldnn": (lambda torch: torch.eye(3).to_mkldnn(), "torch._mkldnn; pass a dense one"),
+    "meta": (lambda torch: torch.eye(3, device="meta"), "the device meta, which has no memory"),
+    "conjugate": (lambda torch: torch.eye(3, dtype=torch.complex64).conj(), "torch.complex64"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse C:UserWarning")  # torch: "is in beta state"
+@pytest.mark.parametrize(("make", "fragment"), UNUSABLE.values(), ids=UNUSABLE)
+def test_tensors_that_are_no_arrays(make, fragment):
+    torch = tensor_library()
+    if make is UNUSABLE["mkldnn"][0] and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without mkldnn")
+    tensor = make(torch)
+    with pytest.raises(TypeError, match="data must be") as caught:
+        adamas.Parameter(tensor)
+    assert fragment in str(caught.value)
+    optimizer = adamas.Adam([adamas.Parameter(np.ones((3, 3), np.float32), "weight")])
+    check_refused(optimizer, lambda: optimizer((tensor,)), TypeError, "grads[0]", fragment)
+
+
+def test_lazily_negated_parameters():
+    torch = tensor_library()
+    with pytest.raises(
+        TypeError, match=r"whose sign is only noted \(is_neg\(\)\); pass .resolve_neg"
+    ):
+        adamas.Parameter(torch.ones(3)._neg_view())
 
 
 @pytest.mark.skipif(ml_dtypes is None, reason="ml_dtypes is not installed")

@@ -1,5 +1,8 @@
 """State that parameters bring: used in place, with the bits of the optimizer's own."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -63,6 +66,10 @@ def test_steps_have_the_bits_of_state_of_its_own(dtype, offset, given):
             view = getattr(ours, lists[kind])[i]
             assert view.size == 0 or view.ctypes.data == array.ctypes.data
             assert bits(array).tolist() == bits(getattr(theirs, lists[kind])[i]).tolist()
+
+
+def pickled(optimizer):
+    return pickle.loads(pickle.dumps(optimizer))  # noqa: S301
 
 
 def test_what_is_not_given_is_none():
@@ -165,6 +172,28 @@ def test_state_that_overlaps():
     given = {"moment1": moment, "moment2": np.zeros((2, 3), np.float32)}
     optimizer = adamas.Adam([adamas.Parameter(array, "weight", **given)])
     check_refused(optimizer, lambda: optimizer((moment,)), ValueError, "shares memory")
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=str)
+def test_copies_have_state_of_their_own(copied, axes):
+    def laid_out(array):
+        return np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes))
+
+    grad = values_of(1, (2, 3, 4))
+    given = {kind: laid_out(np.zeros((2, 3, 4), np.float32)) for kind in ("moment1", "moment2")}
+    param = adamas.Parameter(laid_out(values_of(0, (2, 3, 4))), "weight", **given)
+    optimizer = adamas.Adam([param])
+    optimizer((grad,))
+    twin = copied(optimizer)
+    check_same_states(optimizer, twin)
+    optimizer((grad,))
+    assert twin.moment1[0].tobytes() != optimizer.moment1[0].tobytes()
+    twin((grad,))
+    check_same_states(optimizer, twin)
+    mine = twin.parameters[0]
+    assert np.shares_memory(mine.moment1, twin.moment1[0])
+    assert not np.shares_memory(mine.moment1, param.moment1)
 
 
 # CUDA devices

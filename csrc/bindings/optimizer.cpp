@@ -47,8 +47,11 @@ py::tuple as_tuple(py::handle grads) {
   if (PyList_Check(grads.ptr())) {
     return py::reinterpret_steal<py::tuple>(PyList_AsTuple(grads.ptr()));
   }
+  const char* const hint = PyIter_Check(grads.ptr()) != 0     ? "; pass list(grads)"
+                           : py::hasattr(grads, "__dlpack__") ? "; pass (grad,) for one parameter"
+                                                              : "";
   throw py::type_error("grads must be a tuple or list with one gradient for each parameter, got " +
-                       std::string(Py_TYPE(grads.ptr())->tp_name));
+                       std::string(Py_TYPE(grads.ptr())->tp_name) + hint);
 }
 
 // The memory of an array of state of the caller's, which python/adamas has checked; null if empty.

@@ -92,7 +92,7 @@ def _from_dlpack(exporter: Any, owner: Any) -> _core.DeviceArray | None:
         return None
     try:
         device_type, _ = exporter.__dlpack_device__()
-    except (ValueError, TypeError, BufferError):  # memory of no kind that DLPack knows, or none
+    except (ValueError, TypeError, BufferError, RuntimeError):  # no memory that DLPack knows
         return None
     if int(device_type) not in _CUDA_DEVICES:
         return None
