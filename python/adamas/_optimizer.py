@@ -92,6 +92,7 @@ class Optimizer(Settings):
                 member.name,
                 places[member.group, member.decays],
                 member.grad_centralization,
+                states=member.parameter.states_for(member.name, self._given),
                 key=key,
                 source=member.parameter,
             )
