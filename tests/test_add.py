@@ -17,17 +17,19 @@ LATER = {"adapter": (3, 4), "norm.beta": ()}
 BASE = {"learning_rate": 0.02, "weight_decay": 0.05, "beta1": 0.8}
 
 
+def numbers_of(name, shape, dtype, step=-1):
+    rng = np.random.default_rng([step + 1, *name.encode()])
+    return np.array(rng.standard_normal(shape), dtype)
+
+
 def make_params(shapes, dtype=np.float32):
-    rng = np.random.default_rng(len(shapes) + sum(map(len, shapes)))
     return [
-        adamas.Parameter(np.array(rng.standard_normal(shape), dtype), name)
-        for name, shape in shapes.items()
+        adamas.Parameter(numbers_of(name, shape, dtype), name) for name, shape in shapes.items()
     ]
 
 
 def grad_of(param, step):
-    rng = np.random.default_rng(step + sum(param.name.encode()))
-    return np.array(rng.standard_normal(param.shape), param.dtype)
+    return numbers_of(param.name, param.shape, param.dtype, step)
 
 
 def steps(optimizer, start, count):

@@ -20,7 +20,16 @@ from ._rates import RateBook
 from ._settings import Settings
 from ._state import OptimizerState
 from ._step_rates import Index, StepRates
-from .typing import Gradient, Grads, LearningRate, MissingGradients, Params, Target, WeightDecay
+from .typing import (
+    Gradient,
+    Grads,
+    LearningRate,
+    MissingGradients,
+    More,
+    Params,
+    Target,
+    WeightDecay,
+)
 
 
 class Optimizer(Settings):
@@ -97,7 +106,7 @@ class Optimizer(Settings):
         self._keys = keys
         self._native_step = native.step  # bound once: a step of a small model is microseconds
 
-    def add(self, params: Any) -> None:
+    def add(self, params: More) -> None:
         """Take more parameters, between two steps.
 
         They come last in the order of the gradients. State, steps and bits of the others stay as
@@ -127,7 +136,7 @@ class Optimizer(Settings):
         with self._lock:
             self._add(params)
 
-    def _add(self, params: Any) -> None:
+    def _add(self, params: More) -> None:
         count = len(self._configs)
         members, groups, grouped = _groups.resolve_more(
             params, self._members, self._defaults, count, self._book
