@@ -185,6 +185,17 @@ dense("torch_fused", "torch")(_torch(fused=True))
 dense("torch_foreach", "torch")(_torch(foreach=True))
 
 
+@dense("adamas_torch", "torch")
+def adamas_torch(work: Dense, threads: int) -> Step:
+    """adamas.Adam over torch's tensors instead of NumPy's arrays."""
+    import adamas
+
+    tensors = _torch_parameters(work, threads)
+    named = [adamas.Parameter(tensor, name=f"p{i}") for i, tensor in enumerate(tensors)]
+    optimizer = adamas.Adam(named, LR, BETA1, BETA2, EPS, num_threads=threads)
+    return lambda: optimizer([tensor.grad for tensor in tensors])
+
+
 @sparse("torch_sparse", "torch")
 def torch_sparse(work: Sparse, threads: int) -> Step:
     """torch.optim.SparseAdam; merging repeated rows is part of its step."""

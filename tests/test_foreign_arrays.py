@@ -172,6 +172,20 @@ def test_what_is_no_gradient_is_still_refused(grad, error, fragment):
     check_refused(optimizer, lambda: optimizer((grad,)), error)
 
 
+@pytest.mark.parametrize(
+    ("grads", "hint"),
+    [
+        ((one for one in [np.ones(2, np.float32)]), "got generator; pass list(grads)"),
+        (np.ones(2, np.float32), "got numpy.ndarray; pass (grad,) for one parameter"),
+        (None, "got NoneType"),
+    ],
+    ids=["generator", "array", "None"],
+)
+def test_what_is_no_list_of_gradients(grads, hint):
+    optimizer = adamas.Adam([adamas.Parameter(np.ones(2, np.float32), "weight")])
+    check_refused(optimizer, lambda: optimizer(grads), TypeError, "tuple or list", hint)
+
+
 def test_exported_memory_is_given_back():
     """A buffer that is in use can't grow."""
     grad = array.array("f", [1.0, 2.0])
@@ -187,13 +201,14 @@ def torch_type(torch, name):
     return getattr(torch, name)
 
 
-@pytest.mark.parametrize("param_type", ["float32", "float16", "float64"])
-@pytest.mark.parametrize("grad_type", ["float32", "float16", "float64", "bfloat16"])
+GOES_WITH = [(p, g) for p in ("float32", "float16") for g in ("float32", "float16", "bfloat16")]
+CAST = [("float32", "float64"), ("float16", "float64"), ("float64", "float32")]
+
+
+@pytest.mark.parametrize(("param_type", "grad_type"), [*GOES_WITH, ("float64", "float64"), *CAST])
 @pytest.mark.parametrize("shape", [(), (7,), (0,), (3, 5), (2, 3, 4, 5)])
 def test_tensors(param_type, grad_type, shape):
     torch = tensor_library()
-    if param_type == "float64" and grad_type in ("float16", "bfloat16"):
-        pytest.skip("converted in Python")
     torch.manual_seed(4)
     grad = torch.randn(shape).to(torch_type(torch, grad_type))
     wanted = grad.to(torch_type(torch, "float64" if param_type == "float64" else "float32")).numpy()
@@ -205,6 +220,17 @@ def test_tensors(param_type, grad_type, shape):
         check_reads(param, grad.mT.contiguous().mT, wanted)
     if grad.dim() == 4:
         check_reads(param, grad.to(memory_format=torch.channels_last), wanted)
+
+
+@pytest.mark.parametrize("grad_type", ["float16", "bfloat16"])
+def test_tensors_of_16_bits_for_float64(grad_type):
+    """What Python converts."""
+    torch = tensor_library()
+    grad = torch.linspace(-1, 1, 7).to(torch_type(torch, grad_type))
+    weights = [np.ones(7), np.ones(7)]
+    for weight, given in zip(weights, (grad, grad.double().numpy()), strict=True):
+        adamas.Adam([adamas.Parameter(weight)])((given,))
+    assert weights[0].tobytes() == weights[1].tobytes()
 
 
 def test_bfloat16_tensors_need_no_other_package():
@@ -262,6 +288,37 @@ def test_subclasses_without_operations_of_their_own_are_read():
 
     values = torch.linspace(-1, 1, 6)
     check_reads(np.ones(6, np.float32), values.as_subclass(Named), values.numpy())
+
+
+UNUSABLE = {
+    "CSR": (lambda torch: torch.eye(3).to_sparse_csr(), "torch.sparse_csr; pass a dense one"),
+    "CSC": (lambda torch: torch.eye(3).to_sparse_csc(), "torch.sparse_csc; pass a dense one"),
+    "mkldnn": (lambda torch: torch.eye(3).to_mkldnn(), "torch._mkldnn; pass a dense one"),
+    "meta": (lambda torch: torch.eye(3, device="meta"), "the device meta, which has no memory"),
+    "conjugate": (lambda torch: torch.eye(3, dtype=torch.complex64).conj(), "torch.complex64"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse C:UserWarning")  # torch: "is in beta state"
+@pytest.mark.parametrize(("make", "fragment"), UNUSABLE.values(), ids=UNUSABLE)
+def test_tensors_that_are_no_arrays(make, fragment):
+    torch = tensor_library()
+    if make is UNUSABLE["mkldnn"][0] and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without mkldnn")
+    tensor = make(torch)
+    with pytest.raises(TypeError, match="data must be") as caught:
+        adamas.Parameter(tensor)
+    assert fragment in str(caught.value)
+    optimizer = adamas.Adam([adamas.Parameter(np.ones((3, 3), np.float32), "weight")])
+    check_refused(optimizer, lambda: optimizer((tensor,)), TypeError, "grads[0]", fragment)
+
+
+def test_lazily_negated_parameters():
+    torch = tensor_library()
+    with pytest.raises(
+        TypeError, match=r"whose sign is only noted \(is_neg\(\)\); pass .resolve_neg"
+    ):
+        adamas.Parameter(torch.ones(3)._neg_view())
 
 
 @pytest.mark.skipif(ml_dtypes is None, reason="ml_dtypes is not installed")

@@ -672,7 +672,12 @@ def unaligned(values):
 BAD_DATA = {
     "strided": (lambda: np.ones(6, np.float32)[::2], ValueError, "C-contiguous"),
     "reversed": (lambda: np.ones(6, np.float32)[::-1], ValueError, "C-contiguous"),
-    "transposed": (lambda: np.ones((2, 3), np.float32).T, ValueError, "C-contiguous"),
+    "transposed with gaps": (lambda: np.ones((4, 3), np.float32)[::2].T, ValueError, "gaps"),
+    "rows that repeat": (
+        lambda: np.lib.stride_tricks.as_strided(np.ones(6, np.float32), (2, 3), (4, 4)),
+        ValueError,
+        "gaps",
+    ),
     "read-only": (read_only, ValueError, "read-only"),
     "broadcast": (lambda: np.broadcast_to(np.float32(1), 3), ValueError, "read-only"),
     "unaligned": (lambda: unaligned(np.ones(3, np.float32)), ValueError, "aligned"),

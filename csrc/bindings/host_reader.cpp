@@ -105,6 +105,12 @@ std::vector<py::ssize_t> HostReader::shape(std::size_t i) const {
   return {array.shape(), array.shape() + array.ndim()};
 }
 
+std::vector<py::ssize_t> HostReader::steps(std::size_t i) const {
+  const BoundParameter& parameter = parameters_.at(i);
+  if (parameter.is_c_contiguous()) return {};
+  return parameter.layout().steps;
+}
+
 Queueing HostReader::queueing(std::optional<std::uintptr_t> stream, const Views&) const {
   if (stream) throw py::value_error("stream must be None for parameters in CPU memory");
   return {};

@@ -21,6 +21,7 @@ class HostReader final : public Reader {
   void shrink(std::size_t size) override;
   const std::string& name(std::size_t i) const override { return parameters_.at(i).name(); }
   std::vector<pybind11::ssize_t> shape(std::size_t i) const override;
+  std::vector<pybind11::ssize_t> steps(std::size_t i) const override;
   void* memory_of(std::size_t i, const PyParameter& parameter) const override;
   void rebind(std::size_t i, const PyParameter& parameter) override;
   void check_unchanged(std::size_t i) const override;

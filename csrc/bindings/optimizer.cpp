@@ -47,8 +47,11 @@ py::tuple as_tuple(py::handle grads) {
   if (PyList_Check(grads.ptr())) {
     return py::reinterpret_steal<py::tuple>(PyList_AsTuple(grads.ptr()));
   }
+  const char* const hint = PyIter_Check(grads.ptr()) != 0     ? "; pass list(grads)"
+                           : py::hasattr(grads, "__dlpack__") ? "; pass (grad,) for one parameter"
+                                                              : "";
   throw py::type_error("grads must be a tuple or list with one gradient for each parameter, got " +
-                       std::string(Py_TYPE(grads.ptr())->tp_name));
+                       std::string(Py_TYPE(grads.ptr())->tp_name) + hint);
 }
 
 // The memory of an array of state of the caller's, which python/adamas has checked; null if empty.
@@ -63,6 +66,11 @@ bool is_encoded(const StateLayout& layout) {
   return layout.type == ItemType::uint8 || layout.type == ItemType::uint16;
 }
 
+// The elements of an array of the same shape, each in its place.
+void assign(const py::array& to, const py::array& from) {
+  to.attr("__setitem__")(py::ellipsis(), from);
+}
+
 // How often Parameters were given other memory in this process.
 std::atomic<std::uint64_t>& rebindings() {
   static std::atomic<std::uint64_t> count{0};
@@ -72,6 +80,25 @@ std::atomic<std::uint64_t>& rebindings() {
 std::vector<py::object> owners_of(const std::vector<PyParameter>& parameters) {
   std::vector<py::object> owners;
   for (const PyParameter& parameter : parameters) owners.push_back(parameter.owner());
+  return owners;
+}
+
+// What the caller's state belongs to, as far as that can tell where it is.  Raises ValueError if it
+// has moved.
+std::vector<StateOwner> state_owners_of(const std::vector<PyParameter>& parameters) {
+  std::vector<StateOwner> owners;
+  for (const PyParameter& parameter : parameters) {
+    for (const auto& [kind, array] : parameter.states) {
+      if (parameter.source.is_none() || !py::isinstance<py::array>(array)) continue;
+      const std::string name = kStateKindNames[static_cast<std::size_t>(kind)];
+      py::object owner = parameter.source.attr(name.c_str());
+      const auto memory = array.cast<py::array>();
+      if (memory.size() == 0 || !tells_memory(owner)) continue;
+      const std::string label = name + " of parameter '" + parameter.name + "'";
+      check_state_owner(owner, memory.data(), label);
+      owners.push_back({std::move(owner), memory.data(), label});
+    }
+  }
   return owners;
 }
 
@@ -95,13 +122,15 @@ PyOptimizer::PyOptimizer(const std::vector<PyParameter>& parameters, const AdamC
     : parameters_(parameters),
       followed_(rebindings().load()),
       versions_(owners_of(parameters)),
+      state_owners_(state_owners_of(parameters)),
       reader_(make_reader(parameters, convert)) {
   std::vector<void*> streams;
-  const std::vector<ParameterSpec> specs = read_parameters(parameters, &streams);
+  const std::vector<ParameterSpec> specs = read_parameters(parameters, config, &streams);
   raise(Optimizer::create(config, specs, &native_, streams, groups));
 }
 
 std::vector<ParameterSpec> PyOptimizer::read_parameters(const std::vector<PyParameter>& parameters,
+                                                        const AdamConfig& config,
                                                         std::vector<void*>* streams) {
   std::vector<ParameterSpec> specs;
   for (const PyParameter& parameter : parameters) {
@@ -112,6 +141,7 @@ std::vector<ParameterSpec> PyOptimizer::read_parameters(const std::vector<PyPara
     for (const auto& [kind, array] : parameter.states) {
       specs.back().states[static_cast<std::size_t>(kind)] = state_memory(array);
     }
+    check_layout(config, reader_->size() - 1);
   }
   return specs;
 }
@@ -125,13 +155,22 @@ void PyOptimizer::add(const std::vector<PyParameter>& parameters,
     std::vector<PyParameter> all = parameters_;
     all.insert(all.end(), parameters.begin(), parameters.end());
     VersionCounters versions(owners_of(all));
-    const std::vector<ParameterSpec> specs = read_parameters(parameters, &streams);
+    std::vector<StateOwner> state_owners = state_owners_of(all);
+    const std::vector<ParameterSpec> specs =
+        read_parameters(parameters, native_->config(), &streams);
     raise(without_gil([&] { return native_->add(specs, groups, streams); }));
     parameters_ = std::move(all);
     versions_ = std::move(versions);
+    state_owners_ = std::move(state_owners);
   } catch (...) {
     reader_->shrink(before);
     throw;
+  }
+}
+
+void PyOptimizer::check_state_owners() const {
+  for (const StateOwner& owner : state_owners_) {
+    check_state_owner(owner.object, owner.data, owner.label);
   }
 }
 
@@ -170,6 +209,7 @@ void PyOptimizer::step(py::handle grads, const PyRates& rates,
   follow();
   const ViewsLease views(idle_views_);
   reader_->read(list, native_->num_threads(), *views);
+  check_state_owners();
   const Queueing queueing = reader_->queueing(stream, *views);
   raise(without_gil([&] { return native_->step(views.grads(), rates.list, queueing); }));
   versions_.advance((*views).grads);
@@ -184,6 +224,7 @@ void PyOptimizer::apply(std::size_t i, py::handle grad, std::optional<std::uintp
   follow();
   const ViewsLease views(idle_views_);
   reader_->read(i, grad, *views);
+  check_state_owners();
   const Queueing queueing = reader_->queueing(stream, *views);
   raise(without_gil([&] { return native_->apply(i, views.grads()[0], queueing); }));
   versions_.advance(i);
@@ -233,13 +274,16 @@ void PyOptimizer::set_steps(const std::vector<std::int64_t>& steps) {
 py::object PyOptimizer::state(StateKind kind, std::size_t i, const py::object& self) const {
   const StateLayout layout = native_->layout(kind, i);
   if (!layout.is_kept) return py::none();
-  const std::vector<py::ssize_t> shape = shape_of(layout, i);
-  if (kind <= StateKind::moment2 && is_encoded(layout)) return decoded(kind, i, shape);
+  if (kind <= StateKind::moment2 && is_encoded(layout)) return decoded(kind, i);
   const py::dtype dtype = dtype_of(layout.type);
+  const std::vector<py::ssize_t> shape = shape_of(layout, i);
   void* data = native_->state(kind, i);
   if (data == nullptr) return py::array(dtype, shape);  // empty
-  if (native_->device() == kCpu) return py::array(dtype, shape, data, self);
-  return py::cast(DeviceArray(data, shape, dtype, native_->device(), self));
+  if (native_->device() != kCpu) {
+    return py::cast(DeviceArray(data, shape, dtype, native_->device(), self));
+  }
+  if (layout.is_like_parameter) return like_parameter(i, dtype, data, self);
+  return py::array(dtype, shape, data, self);
 }
 
 py::array PyOptimizer::stored(StateKind kind, std::size_t i, const py::object& self) const {
@@ -282,17 +326,25 @@ void PyOptimizer::write_device(void* device, const py::array& host) {
 std::pair<Counters, std::vector<std::int64_t>> PyOptimizer::save(
     const std::vector<PyArrayCopy>& to) {
   follow();
-  const std::vector<ArrayCopy> copies = views(to, py::array::c_style | kWriteable);
+  check_state_owners();
+  std::vector<py::array> reordered;
+  const std::vector<ArrayCopy> copies = views(to, py::array::c_style | kWriteable, &reordered);
   Counters counters;
   std::vector<std::int64_t> steps(reader_->size());
   raise(without_gil([&] { return native_->save(copies, &counters, steps); }));
+  auto ours = reordered.begin();
+  for (const PyArrayCopy& copy : to) {
+    if (is_reordered(copy)) assign(std::get<2>(copy), *ours++);
+  }
   return {counters, steps};
 }
 
 void PyOptimizer::load(const std::vector<PyArrayCopy>& from, const Counters& counters,
                        const std::vector<std::int64_t>& steps) {
   follow();
-  const std::vector<ArrayCopy> copies = views(from, py::array::c_style);
+  check_state_owners();
+  std::vector<py::array> reordered;
+  const std::vector<ArrayCopy> copies = views(from, py::array::c_style, &reordered);
   raise(without_gil([&] { return native_->load(copies, counters, steps); }));
   for (const ArrayCopy& copy : copies) {
     if (!copy.kind) versions_.advance(copy.parameter);
@@ -312,25 +364,58 @@ void PyOptimizer::check_count(const py::tuple& grads) const {
                         std::to_string(grads.size()));
 }
 
-// Views arrays that have all of `flags`; the core looks at their sizes.
-std::vector<ArrayCopy> PyOptimizer::views(const std::vector<PyArrayCopy>& arrays, int flags) const {
+// An array of the shape of parameter i, laid out as it: over `data`, or new.
+py::array PyOptimizer::like_parameter(std::size_t i, const py::dtype& dtype, const void* data,
+                                      const py::object& owner) const {
+  std::vector<py::ssize_t> strides = reader_->steps(i);
+  for (py::ssize_t& stride : strides) stride *= dtype.itemsize();
+  if (data == nullptr) return py::array(dtype, reader_->shape(i), strides);
+  return py::array(dtype, reader_->shape(i), strides, data, owner);
+}
+
+// Formats and policies that go by rows need these one after the other.
+void PyOptimizer::check_layout(const AdamConfig& config, std::size_t i) const {
+  const char* const option = config.state_format == StateFormat::int8   ? "state_dtype='int8'"
+                             : config.row_policy == RowPolicy::catch_up ? "row_policy='catch_up'"
+                                                                        : nullptr;
+  if (option == nullptr || reader_->steps(i).empty()) return;
+  throw py::value_error("parameter '" + reader_->name(i) + "' must be C-contiguous with " + option);
+}
+
+// Whether an array of the optimizer's lies in another order than a copy of it, which is as in C: so
+// that files don't depend on it.
+bool PyOptimizer::is_reordered(const PyArrayCopy& copy) const {
+  const auto& [i, kind, array] = copy;
+  const bool is_like_parameter = !kind || native_->layout(*kind, i).is_like_parameter;
+  return is_like_parameter && !reader_->steps(i).empty();
+}
+
+// Views arrays that have all of `flags`; the core looks at their sizes.  For those that are
+// reordered, arrays in the optimizer's order, with the same values, are viewed and added.
+std::vector<ArrayCopy> PyOptimizer::views(const std::vector<PyArrayCopy>& arrays, int flags,
+                                          std::vector<py::array>* reordered) const {
   std::vector<ArrayCopy> copies;
-  for (const auto& [i, kind, array] : arrays) {
+  for (const PyArrayCopy& copy : arrays) {
+    const auto& [i, kind, array] = copy;
     if ((array.flags() & flags) != flags) {
       throw py::value_error("an array to copy must be C-contiguous, and writable to be saved to");
     }
     if (!kind) reader_->check_unchanged(i);
-    copies.push_back(
-        {i, kind, const_cast<void*>(array.data()), static_cast<std::size_t>(array.nbytes())});
+    const void* data = array.data();
+    if (is_reordered(copy)) {
+      py::array& ours = reordered->emplace_back(like_parameter(i, array.dtype()));
+      assign(ours, array);
+      data = ours.data();
+    }
+    copies.push_back({i, kind, const_cast<void*>(data), static_cast<std::size_t>(array.nbytes())});
   }
   return copies;
 }
 
 // A read-only float32 copy of a moment that is stored in another format.
-py::array PyOptimizer::decoded(StateKind kind, std::size_t i,
-                               const std::vector<py::ssize_t>& shape) const {
-  py::array_t<float> values(shape);
-  float* target = values.mutable_data();
+py::array PyOptimizer::decoded(StateKind kind, std::size_t i) const {
+  py::array values = like_parameter(i, py::dtype::of<float>());
+  auto* target = static_cast<float*>(values.mutable_data());
   raise(without_gil([&] { return native_->decode_moment(kind, i, target); }));
   values.attr("flags").attr("writeable") = false;
   return values;

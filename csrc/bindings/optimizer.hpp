@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -34,6 +35,13 @@ using PyArrayCopy = std::tuple<std::size_t, std::optional<StateKind>, pybind11::
 // Tells all optimizers that a Parameter was given other memory: they look at theirs when they are
 // used next.
 void note_rebinding();
+
+// What state of the caller's belongs to.
+struct StateOwner {
+  pybind11::object object;
+  const void* data;
+  std::string label;
+};
 
 // Calls run without Python's global lock, and raise what a Status says, naming the parameter.
 class PyOptimizer {
@@ -85,18 +93,25 @@ class PyOptimizer {
  private:
   void follow();
   std::vector<ParameterSpec> read_parameters(const std::vector<PyParameter>& parameters,
-                                             std::vector<void*>* streams);
+                                             const AdamConfig& config, std::vector<void*>* streams);
+  void check_state_owners() const;
   void check_count(const pybind11::tuple& grads) const;
   std::vector<pybind11::ssize_t> shape_of(const StateLayout& layout, std::size_t i) const;
-  std::vector<ArrayCopy> views(const std::vector<PyArrayCopy>& arrays, int flags) const;
-  pybind11::array decoded(StateKind kind, std::size_t i,
-                          const std::vector<pybind11::ssize_t>& shape) const;
+  pybind11::array like_parameter(std::size_t i, const pybind11::dtype& dtype,
+                                 const void* data = nullptr,
+                                 const pybind11::object& owner = {}) const;
+  bool is_reordered(const PyArrayCopy& copy) const;
+  void check_layout(const AdamConfig& config, std::size_t i) const;
+  std::vector<ArrayCopy> views(const std::vector<PyArrayCopy>& arrays, int flags,
+                               std::vector<pybind11::array>* reordered) const;
+  pybind11::array decoded(StateKind kind, std::size_t i) const;
   void raise(const Status& status) const;
 
   std::vector<PyParameter> parameters_;
   std::atomic<std::uint64_t> followed_;  // how many rebindings were looked at
   std::mutex following_;
   VersionCounters versions_;
+  std::vector<StateOwner> state_owners_;  // of state of the caller's, if that can tell
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<Optimizer> native_;
   std::atomic<Views*> idle_views_{nullptr};

@@ -9,6 +9,14 @@ namespace py = pybind11;
 namespace adamas::bindings {
 namespace {
 
+// The address alone.
+const void* address_of(py::handle owner) {
+  DLTensor tensor;
+  const DLExchange* exchange = DLExchange::of(Py_TYPE(owner.ptr()));
+  if (exchange != nullptr && exchange->describe(owner, &tensor)) return tensor.first();
+  return reinterpret_cast<const void*>(owner.attr("data_ptr")().cast<std::uintptr_t>());
+}
+
 // torch's address, shape, strides and type in one call of C; of others the address.
 bool is_in_place(py::handle owner, const BoundParameter& parameter) {
   if (DLExchange::of(Py_TYPE(owner.ptr())) != nullptr) {
@@ -17,8 +25,7 @@ bool is_in_place(py::handle owner, const BoundParameter& parameter) {
            parameter.has_shape_of(now) && parameter.is_laid_out_like(now) &&
            (now.data == parameter.data() || parameter.count() == 0);
   }
-  const auto address = owner.attr("data_ptr")().cast<std::uintptr_t>();
-  return address == reinterpret_cast<std::uintptr_t>(parameter.data()) || parameter.count() == 0;
+  return parameter.count() == 0 || address_of(owner) == parameter.data();
 }
 
 // torch's function that counts for a list of tensors, or null.
@@ -48,6 +55,13 @@ void check_owner(py::handle owner, const BoundParameter& parameter) {
       "parameter '" + parameter.name() +
       "' must keep its memory, but its data was replaced, resized, moved or given "
       "another type; call rebind(data) of the Parameter, or make a new optimizer");
+}
+
+void check_state_owner(py::handle owner, const void* data, const std::string& label) {
+  if (address_of(owner) == data) return;
+  throw py::value_error(label +
+                        " must keep its memory, but it was replaced, resized or moved; make "
+                        "a new optimizer");
 }
 
 VersionCounters::VersionCounters(const std::vector<py::object>& owners) {

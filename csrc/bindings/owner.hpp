@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstddef>
+#include <string>
 #include <vector>
 
 #include "bindings/parameter.hpp"
@@ -17,6 +18,9 @@ bool tells_memory(pybind11::handle owner);
 // Raises ValueError unless `owner`, which tells, still has the memory, type and layout of the
 // parameter.
 void check_owner(pybind11::handle owner, const BoundParameter& parameter);
+
+// Raises ValueError unless the state, called `label`, is where it was.
+void check_state_owner(pybind11::handle owner, const void* data, const std::string& label);
 
 // The version counters of torch's tensors, by which autograd notices that a value was changed that
 // it needs.

@@ -55,6 +55,8 @@ class Reader {
   virtual void shrink(std::size_t size) = 0;
   virtual const std::string& name(std::size_t i) const = 0;
   virtual std::vector<pybind11::ssize_t> shape(std::size_t i) const = 0;
+  // How far apart its elements and those of its state are, in elements; empty: as in C.
+  virtual std::vector<pybind11::ssize_t> steps(std::size_t) const { return {}; }
 
   // The memory of what parameter i may become.  Raises as add(), or ValueError if it is not like
   // its own or on a device.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from ._device_arrays import device_gradient
+from ._device_arrays import device_gradient, device_parameter
 
 FloatArray = npt.NDArray[Any]
 """A NumPy array of float32, float64, float16 or bfloat16, which has no type of its own."""
@@ -103,56 +103,106 @@ def what_came(value: Any) -> str:
     return f"a {name} of {value.dtype}"
 
 
-def _is_native_float(dtype: np.dtype[Any]) -> bool:
-    """Whether the native side knows the type as it is."""
-    return dtype.name in _core.DTYPES and dtype.isnative
-
-
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Whether the type is real floating point; those of ml_dtypes are no NumPy floats."""
     return np.issubdtype(dtype, np.floating) or dtype.name == "bfloat16"
 
 
-def parameter_array(data: object) -> FloatArray:
-    """Return the NumPy view of a parameter's memory.
+def _is_dense(array: FloatArray) -> bool:
+    """Whether the elements fill their memory without gaps, the axes in whatever order."""
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    return bool(array.transpose(order).flags.c_contiguous)
+
+
+def parameter_array(
+    data: object, label: str = "data", known: tuple[str, ...] = _core.DTYPES
+) -> FloatArray:
+    """Return the NumPy view of memory that is updated in place, called ``label``.
 
     Raises
     ------
     TypeError
-        If ``data`` exports no array memory, or of another type than float32, float64, float16 and
-        bfloat16.
+        If ``data`` exports no array memory, or of another type than those in ``known``.
     ValueError
-        If the memory is read-only, not C-contiguous or not aligned: what must change is named.
+        If the memory is read-only, has gaps or is not aligned: what must change is named.
     """
     if isinstance(data, np.ma.MaskedArray):
-        raise TypeError("data must not be a masked array; use its .data")
+        raise TypeError(f"{label} must not be a masked array; use its .data")
     array = np.asarray(data) if isinstance(data, np.ndarray) else from_foreign(data)
     if array is None:
         raise TypeError(
-            "data must be a NumPy array, or export writable CPU memory by the buffer protocol or "
-            f"DLPack, got {what_came(data)}"
+            f"{label} must be a NumPy array, or export writable CPU memory by the buffer protocol "
+            f"or DLPack, got {what_came(data)}"
         )
-    if not _is_native_float(array.dtype):
+    if array.dtype.name not in known or not array.dtype.isnative:
+        names = ", ".join(known[:-1]) + " or " + known[-1] if len(known) > 1 else known[0]
         raise TypeError(
-            f"data must be {_core.DTYPE_NAMES} in native byte order, got {array.dtype.str} "
-            f"({array.dtype})"
+            f"{label} must be {names} in native byte order, got {array.dtype.str} ({array.dtype})"
         )
     if not array.flags.writeable:
-        raise ValueError("data must be writable, because it is updated in place; it is read-only")
-    if not array.flags.c_contiguous:
         raise ValueError(
-            f"data must be C-contiguous, got strides {array.strides} for shape {array.shape}: the "
-            "update of a copy would be lost; pass the whole array or store it contiguously "
-            "(numpy.ascontiguousarray)"
+            f"{label} must be writable, because it is updated in place; it is read-only"
+        )
+    if not _is_dense(array):
+        raise ValueError(
+            f"{label} must be C-contiguous, or fill its memory without gaps in another order of "
+            f"its axes, got strides {array.strides} for shape {array.shape}: the update of a copy "
+            "would be lost; pass the whole array or store it contiguously (numpy.ascontiguousarray)"
         )
     if not array.flags.aligned:
-        raise ValueError(f"data must be aligned to its items of {array.itemsize} bytes")
+        raise ValueError(f"{label} must be aligned to its items of {array.itemsize} bytes")
     return array
 
 
-def is_laid_out_like(array: FloatArray, other: FloatArray) -> bool:
-    """Whether two arrays of one shape and type have their elements in the same order."""
-    pairs = zip(array.shape, array.strides, other.strides, strict=True)
+def state_array(
+    value: object, kind: str, like: FloatArray | _core.DeviceArray
+) -> FloatArray | _core.DeviceArray:
+    """Return the memory of a parameter's state that its owner has brought.
+
+    Parameters
+    ----------
+    value
+        An array as a parameter may be.
+    kind
+        "moment1", "moment2", "vhat" or "master"; what messages call it.
+    like
+        The parameter's memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for a parameter; or if it is elsewhere than the parameter, or of another shape, layout,
+        or a type that no option goes with.
+    """
+    real = _core.gradient_dtypes(like.dtype.name)[0]
+    if kind == "master" and like.dtype.name == real:
+        raise ValueError(f"master must be None for a parameter of {real}: it is its own master")
+    has_formats = kind in ("moment1", "moment2") and real == "float32"
+    known = (real, "bfloat16", "uint16") if has_formats else (real,)
+    on_device = device_parameter(value, kind, known)
+    array = parameter_array(value, kind, known) if on_device is None else on_device
+    places = [_place(memory) for memory in (like, array)]
+    if places[0] != places[1]:
+        raise ValueError(f"{kind} must be on {places[0]}, as its parameter is, got {places[1]}")
+    if array.shape != like.shape:
+        raise ValueError(f"{kind} must have the parameter's shape {like.shape}, got {array.shape}")
+    if isinstance(array, np.ndarray) and isinstance(like, np.ndarray):
+        wanted = tuple(step // like.itemsize * array.itemsize for step in like.strides)
+        if not is_laid_out_like(array, wanted):
+            raise ValueError(
+                f"{kind} must have its axes in memory as the parameter has, with strides {wanted}, "
+                f"got {array.strides}"
+            )
+    return array
+
+
+def _place(memory: FloatArray | _core.DeviceArray) -> str:
+    return f"CUDA device {memory.device}" if isinstance(memory, _core.DeviceArray) else "the CPU"
+
+
+def is_laid_out_like(array: FloatArray, strides: tuple[int, ...]) -> bool:
+    """Whether an array has these strides, as far as they matter."""
+    pairs = zip(array.shape, array.strides, strides, strict=True)
     return array.size == 0 or all(length < 2 or mine == its for length, mine, its in pairs)
 
 

@@ -92,7 +92,7 @@ def _from_dlpack(exporter: Any, owner: Any) -> _core.DeviceArray | None:
         return None
     try:
         device_type, _ = exporter.__dlpack_device__()
-    except (ValueError, TypeError, BufferError):  # memory of no kind that DLPack knows, or none
+    except (ValueError, TypeError, BufferError, RuntimeError):  # no memory that DLPack knows
         return None
     if int(device_type) not in _CUDA_DEVICES:
         return None
@@ -117,8 +117,10 @@ def _check_contiguous(shape: tuple[int, ...], strides: Any, itemsize: int) -> No
         step *= length
 
 
-def device_parameter(data: Any) -> _core.DeviceArray | None:
-    """Return the memory of a parameter on a device, or None if it is not on one.
+def device_parameter(
+    data: Any, label: str = "data", known: tuple[str, ...] = _core.DTYPES
+) -> _core.DeviceArray | None:
+    """Return memory on a device that is updated in place, or None if it is not on one.
 
     Raises
     ------
@@ -130,14 +132,16 @@ def device_parameter(data: Any) -> _core.DeviceArray | None:
         return None
     if is_jax(data):
         raise TypeError(
-            "data must be mutable, but JAX arrays are not: keep the parameter in an array of "
+            f"{label} must be mutable, but JAX arrays are not: keep the values in an array of "
             "another library (cupy.from_dlpack(array).copy()) and hand it to JAX by "
             "jax.dlpack.from_dlpack before each use"
         )
-    if array.dtype.name not in _core.DTYPES:
-        raise TypeError(f"data must be {_core.DTYPE_NAMES}, got {array.dtype}")
+    if array.dtype.name not in known:
+        raise TypeError(f"{label} must be {' or '.join(known)}, got {array.dtype}")
     if array.readonly:
-        raise ValueError("data must be writable, because it is updated in place; it is read-only")
+        raise ValueError(
+            f"{label} must be writable, because it is updated in place; it is read-only"
+        )
     return array
 
 

@@ -96,9 +96,20 @@ class Optimizer(Settings):
     def _made(self, keys: list[int]) -> _core.Optimizer:
         """Return a native optimizer with a key for each parameter's stochastic rounding."""
         places = self._rates.places
-        specs = [_spec(*pair, places) for pair in zip(self._members, keys, strict=True)]
+        specs = [self._spec(*pair, places) for pair in zip(self._members, keys, strict=True)]
         configs = [self._configs[group] for group, _ in self._rates.indices]
         return _core.Optimizer(specs, self._given, gradient, configs)
+
+    def _spec(self, member: Member, key: int, places: Mapping[Index, int]) -> _core.ParameterSpec:
+        return _core.ParameterSpec(
+            member.parameter.memory,
+            member.name,
+            places[member.group, member.decays],
+            member.grad_centralization,
+            states=member.parameter.states_for(member.name, self._given),
+            key=key,
+            source=member.parameter,
+        )
 
     def _use(self, native: _core.Optimizer, keys: list[int]) -> None:
         self._native = native
@@ -152,7 +163,7 @@ class Optimizer(Settings):
             places.setdefault((member.group, member.decays), len(places))
         indices = list(places)[len(self._rates.places) :]
         self._check_norms(indices, configs)
-        specs = [_spec(*pair, places) for pair in zip(members, keys, strict=True)]
+        specs = [self._spec(*pair, places) for pair in zip(members, keys, strict=True)]
         self._native.add(specs, [configs[group] for group, _ in indices])
         self._grouped = self._grouped or grouped
         self._configs = configs
@@ -649,14 +660,3 @@ class Optimizer(Settings):
             f"copy.copy() would give two optimizers over the same memory; copy.deepcopy() gives an "
             f"independent {type(self).__name__}"
         )
-
-
-def _spec(member: Member, key: int, places: Mapping[Index, int]) -> _core.ParameterSpec:
-    return _core.ParameterSpec(
-        member.parameter.memory,
-        member.name,
-        places[member.group, member.decays],
-        member.grad_centralization,
-        key=key,
-        source=member.parameter,
-    )

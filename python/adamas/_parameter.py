@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _core
 from . import _validation as validation
-from ._arrays import Array, FloatArray, is_laid_out_like, parameter_array
+from ._arrays import Array, FloatArray, is_laid_out_like, parameter_array, state_array
 from ._copyable import check_copyable
 from ._device_arrays import device_parameter
 from ._strict import Strict
@@ -21,25 +21,32 @@ class Parameter(Strict):
     Parameters
     ----------
     data : array
-        A writable, C-contiguous NumPy array of float32, float64, float16 or bfloat16 (of the
-        package ml_dtypes), of any shape; or any object that exports such memory by the buffer
-        protocol or DLPack on the CPU (a torch tensor, an ``array.array``), or by
-        ``__cuda_array_interface__`` or DLPack on a CUDA device (of CuPy, torch, Numba). It is used
-        in place and never copied.
+        A writable NumPy array of float32, float64, float16 or bfloat16 (of the package ml_dtypes),
+        of any shape, whose elements fill their memory without gaps: C-contiguous, or its axes in
+        another order (Fortran's, torch's channels_last); or any object that exports such memory by
+        the buffer protocol or DLPack on the CPU (a torch tensor, an ``array.array``), or
+        C-contiguous by ``__cuda_array_interface__`` or DLPack on a CUDA device (of CuPy, torch,
+        Numba). It is used in place and never copied.
     name : str, optional
         Weight decay skips ungrouped parameters whose name contains "beta" or "gamma"; messages
         and checkpoints use it. Without one, an optimizer calls the parameter by its position.
     key : int, optional, keyword only
         In [0, 2**63): chooses the random bits of stochastic rounding (``state_dtype``). By default
         a hash of the name, so that they stay the same wherever the parameter stands in a list.
+    moment1, moment2, vhat, master : array, optional, keyword only
+        State of yours, which an optimizer uses in place, as it is, instead of its own: the moments,
+        those of ``use_amsgrad``, and ``master_weights``. Of the parameter's shape and order in
+        memory, on its device, and of the type of the arithmetic (float64 for float64, else
+        float32); moments of bfloat16, or uint16 with its bits, go with ``state_dtype="bfloat16"``.
 
     Raises
     ------
     TypeError
-        If ``data`` exports no array memory or is of another type, ``name`` is not a string, or
-        ``key`` no int.
+        If ``data`` or state exports no array memory or is of another type, ``name`` is not a
+        string, or ``key`` no int.
     ValueError
-        If the memory is read-only, not C-contiguous or not aligned.
+        If the memory is read-only, has gaps or is not aligned; or state has another shape or layout
+        or is elsewhere.
     RuntimeError
         If it is on a CUDA device, but there is none that adamas can use.
 
@@ -51,9 +58,19 @@ class Parameter(Strict):
     ((3, 2), dtype('float32'), 6)
     """
 
-    __slots__ = ("__weakref__", "_array", "_data", "_key", "_name")
+    __slots__ = ("__weakref__", "_array", "_data", "_given", "_key", "_name", "_states")
 
-    def __init__(self, data: Array, name: str | None = None, *, key: int | None = None) -> None:
+    def __init__(
+        self,
+        data: Array,
+        name: str | None = None,
+        *,
+        key: int | None = None,
+        moment1: Array | None = None,
+        moment2: Array | None = None,
+        vhat: Array | None = None,
+        master: Array | None = None,
+    ) -> None:
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a string or None, got {type(name).__name__}")
         if key is not None:
@@ -65,6 +82,11 @@ class Parameter(Strict):
         self._data = data
         self._name = name
         self._key = key
+        given = {"moment1": moment1, "moment2": moment2, "vhat": vhat, "master": master}
+        self._given = {kind: value for kind, value in given.items() if value is not None}
+        self._states = {
+            kind: state_array(value, kind, self._array) for kind, value in self._given.items()
+        }
 
     @property
     def data(self) -> Any:
@@ -80,6 +102,26 @@ class Parameter(Strict):
     def key(self) -> int | None:
         """The key that was given, or None."""
         return self._key
+
+    @property
+    def moment1(self) -> Any:
+        """The first moment that was given, or None: then it is in `Adam.moment1`."""
+        return self._given.get("moment1")
+
+    @property
+    def moment2(self) -> Any:
+        """The second moment that was given, or None."""
+        return self._given.get("moment2")
+
+    @property
+    def vhat(self) -> Any:
+        """The largest second moment that was given, or None."""
+        return self._given.get("vhat")
+
+    @property
+    def master(self) -> Any:
+        """The master weights that were given, or None."""
+        return self._given.get("master")
 
     @property
     def memory(self) -> FloatArray | _core.DeviceArray:
@@ -105,6 +147,36 @@ class Parameter(Strict):
     def size(self) -> int:
         """The number of elements."""
         return self._array.size
+
+    def states_for(
+        self, name: str, config: _core.AdamConfig
+    ) -> dict[_core.StateKind, FloatArray | _core.DeviceArray]:
+        """Return the state that was given, for an optimizer that calls the parameter ``name``.
+
+        Raises
+        ------
+        TypeError
+            If moments have another type than the optimizer's ``state_dtype``.
+        ValueError
+            If it keeps none, or it elsewhere.
+        """
+        states = {_core.StateKind[kind]: array for kind, array in self._states.items()}
+        if states and self.is_on_device and config.use_offload:
+            raise ValueError(
+                f"state of parameter {name!r} must not be given with use_offload, which keeps its "
+                "own on the host"
+            )
+        real = _core.gradient_dtypes(self.dtype.name)[0]
+        is_halved = config.state_format is _core.StateFormat.bfloat16
+        wanted = ("bfloat16", "uint16") if is_halved else (real,)
+        for kind in ("moment1", "moment2"):
+            array = self._states.get(kind)
+            if array is not None and array.dtype.name not in wanted:
+                raise TypeError(
+                    f"{kind} of parameter {name!r} must be {' or '.join(wanted)}, as state_dtype "
+                    f"says, got {array.dtype.name}"
+                )
+        return states
 
     def rebind(self, data: Array) -> None:
         """Take other memory: that of an array of the same shape and type. Nothing is copied.
@@ -150,7 +222,7 @@ class Parameter(Strict):
             raise TypeError(f"data must be {self.dtype}, as before, got {array.dtype}")
         if array.shape != self.shape:
             raise ValueError(f"data must have shape {self.shape}, as before, got {array.shape}")
-        if not is_laid_out_like(array, before):
+        if not is_laid_out_like(array, before.strides):
             raise ValueError(
                 f"data must have its axes in memory as before, with strides {before.strides}, "
                 f"got {array.strides}"
@@ -170,12 +242,14 @@ class Parameter(Strict):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and copy.deepcopy take: the data itself, unless it has no copy."""
-        check_copyable(self._data, f"parameter {self._name!r}")
-        own = {"data": self._data, "name": self._name, "key": self._key}
+        for value in (self._data, *self._given.values()):
+            check_copyable(value, f"parameter {self._name!r}")
+        own = {"data": self._data, "name": self._name, "key": self._key, "states": self._given}
         return {**own, "attributes": dict(getattr(self, "__dict__", {}))}  # of a user's subclass
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Parameter.__init__(self, state["data"], state["name"], key=state["key"])
+        given = {"key": state["key"], **state["states"]}
+        Parameter.__init__(self, state["data"], state["name"], **given)
         for name, value in state["attributes"].items():
             setattr(self, name, value)
 

@@ -499,4 +499,39 @@ void skipped_steps_change_nothing() {
   CHECK(pair.snapshot() == before);
 }
 
+void rebound_parameters_go_on_with_the_same_bits() {
+  std::mt19937_64 random(5);
+  std::vector<float> theirs = random_values<float>(100, random);
+  std::vector<float> ours = theirs;
+  std::vector<float> other(7, 1.0F);
+  const std::vector<float> grad = random_values<float>(100, random);
+  const std::vector<float> other_grad(7, 0.0F);
+  const Optimizers reference = make({}, {spec_of(theirs)});
+  const Optimizers optimizer = make({}, {spec_of(ours), spec_of(other)});
+  std::vector<std::vector<float>> places;
+  for (int round = 0; round < 3; ++round) {
+    CHECK(step(*reference, {gradient_of(grad)}).ok());
+    CHECK(step(*optimizer, {gradient_of(grad), gradient_of(other_grad)}).ok());
+    const std::vector<float> left = round == 0 ? ours : places.back();
+    places.push_back(left);
+    const NewMemory moved{0, places.back().data()};
+    CHECK(optimizer->rebind({&moved, 1}).ok());
+  }
+  CHECK(same_bits(places.back(), theirs));
+  const auto refused = [&](const NewMemory& memory, StatusCode code) {
+    CHECK(optimizer->rebind({&memory, 1}).code() == code);
+  };
+  refused({2, other.data()}, StatusCode::invalid_argument);
+  refused({0, nullptr}, StatusCode::invalid_argument);
+  refused({1, places.back().data() + 1}, StatusCode::overlap);
+  refused({0, static_cast<float*>(optimizer->state(StateKind::moment1, 1))}, StatusCode::overlap);
+  const Rates rates;
+  CHECK(optimizer->begin_step({&rates, 1}).ok());
+  refused({0, ours.data()}, StatusCode::bad_state);
+  CHECK(optimizer->cancel_step().ok());
+  CHECK(step(*reference, {gradient_of(grad)}).ok());
+  CHECK(step(*optimizer, {gradient_of(grad), gradient_of(other_grad)}).ok());
+  CHECK(same_bits(places.back(), theirs));
+}
+
 }  // namespace adamas::tests
