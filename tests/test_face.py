@@ -114,3 +114,18 @@ def test_an_optimizer_has_a_length_and_is_true():
     assert len(optimizer) == 3
     assert bool(optimizer) is True
     check_refused(optimizer, lambda: iter(optimizer), TypeError, "iterable")
+
+
+@pytest.mark.parametrize("indices", [[2, 0, 2], np.array([2, 0, 2]), (2, 0, 2)])
+def test_the_repr_of_rows(indices):
+    rows = adamas.RowTensor(indices, np.ones((3, 2), np.float32), (4, 2))
+    assert repr(rows) == "RowTensor(3 entries, dense_shape=(4, 2))"
+
+
+def test_the_repr_of_rows_that_are_none():
+    assert repr(adamas.RowTensor(7, None, None)) == "RowTensor(int, dense_shape=None)"
+
+
+def test_the_repr_of_a_parameter():
+    parameter = adamas.Parameter(np.ones((4, 2), np.float16), "weight")
+    assert repr(parameter) == "Parameter(name='weight', shape=(4, 2), dtype=float16)"

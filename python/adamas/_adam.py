@@ -117,7 +117,7 @@ class Adam(Optimizer):
     epsilon_placement : {"outside", "inside"}, keyword only
         Whether ``eps`` is added to the root of the bias-corrected :math:`v`, as above, or to that
         of :math:`v` itself, before the correction is applied to the step size: Kingma and Ba's
-        second form, which Keras, thinc and scikit-learn have.
+        second form, which Keras, thinc and scikit-learn have, and "mindspore" numerics always.
     allow_zero : bool, default False, keyword only
         Whether ``beta1``, ``beta2`` and ``eps`` may be 0.
     decoupled_weight_decay : bool, default False, keyword only

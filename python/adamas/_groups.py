@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,15 +67,44 @@ def resolve(
     return _from_list(parameters), [defaults], False
 
 
+def resolve_more(
+    params: Any, members: Sequence[Member], defaults: GroupOptions, count: int, book: RateBook
+) -> tuple[list[Member], list[GroupOptions], bool]:
+    """Return what is added to ``members``, which are in ``count`` groups: as `resolve` does.
+
+    Without groups, an optimizer that had none has one still, and no new group is returned; one that
+    had groups gets one more.
+    """
+    is_one = isinstance(params, Parameter) or _is_array(params)
+    is_group = isinstance(params, Mapping) and "params" in params
+    given = [params] if is_one or is_group else params
+    given = given if isinstance(given, Mapping) else _listed("params", given)
+    known = {id(member.parameter) for member in members}
+    taken = {member.name for member in members}
+    if isinstance(given, list) and given and isinstance(given[0], Mapping):
+        if any("order_params" in group for group in given if isinstance(group, Mapping)):
+            raise KeyError("order_params must stand in the constructor: added parameters come last")
+        more, groups = _from_groups(given, defaults, book, len(members), known, taken, count)
+        return more, groups, True
+    parameters = _parameters("params", given)
+    if not parameters:
+        raise ValueError("params must hold at least one parameter, got none")
+    return _from_list(parameters, len(members), known, taken), [], False
+
+
 def _listed(name: str, value: Any) -> list[Any]:
     """Materialise an iterable once."""
-    is_array = hasattr(value, "__dlpack__") or hasattr(value, "__array__")
+    is_array = _is_array(value)
     if isinstance(value, Iterable) and not (is_array or isinstance(value, (str, bytes, Mapping))):
         return list(value)
     hint = "; put it in []" if is_array else ""
     raise TypeError(
         f"{name} must be an iterable of Parameters, got {validation.shown(value)}{hint}"
     )
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__dlpack__") or hasattr(value, "__array__")
 
 
 def _parameters(label: str, given: Any) -> list[Parameter]:
@@ -102,17 +131,22 @@ def _parameter(label: str, item: Any, name: str | None = None) -> Parameter:
         raise ValueError(f"{label}: {error}") from None
 
 
-def _names(parameters: Iterable[Parameter]) -> list[str]:
-    """Return the names of all parameters; one without gets one from its position."""
+def _names(
+    parameters: Iterable[Parameter], first: int = 0, others: Collection[str] = ()
+) -> list[str]:
+    """Return the names of parameters; one without gets one from its position.
+
+    `first` is the position of the first, and `others` are names that there are besides.
+    """
     listed = list(parameters)
-    taken: set[str] = set()
+    taken = set(others)
     for parameter in listed:
         if parameter.name in taken:
             raise ValueError(f"params must have different names, got {parameter.name!r} twice")
         if parameter.name is not None:
             taken.add(parameter.name)
     names = []
-    for i, parameter in enumerate(listed):
+    for i, parameter in enumerate(listed, first):
         name = parameter.name
         if name is None:
             name = f"param{i}"
@@ -123,20 +157,31 @@ def _names(parameters: Iterable[Parameter]) -> list[str]:
     return names
 
 
-def _from_list(parameters: list[Parameter]) -> list[Member]:
-    seen: set[int] = set()
+def _from_list(
+    parameters: list[Parameter],
+    first: int = 0,
+    known: Collection[int] = (),
+    taken: Collection[str] = (),
+) -> list[Member]:
+    seen = set(known)
     for i, parameter in enumerate(parameters):
         if id(parameter) in seen:
             raise ValueError(f"params must not repeat, got {parameter!r} again at position {i}")
         seen.add(id(parameter))
     return [
         Member(parameter, name, group=0, decays=not ("beta" in name or "gamma" in name))
-        for parameter, name in zip(parameters, _names(parameters), strict=True)
+        for parameter, name in zip(parameters, _names(parameters, first, taken), strict=True)
     ]
 
 
 def _from_groups(
-    dicts: list[Mapping[str, Any]], defaults: GroupOptions, book: RateBook
+    dicts: list[Mapping[str, Any]],
+    defaults: GroupOptions,
+    book: RateBook,
+    first: int = 0,
+    known: Collection[int] = (),
+    taken: Collection[str] = (),
+    first_group: int = 0,
 ) -> tuple[list[Member], list[GroupOptions]]:
     members: dict[int, Member] = {}  # by id of the parameter
     groups: list[GroupOptions] = []
@@ -157,15 +202,18 @@ def _from_groups(
             continue
         options = _group_options(group, label, defaults, book)
         for parameter in _members(group, label):
-            if id(parameter) in members:
+            if id(parameter) in members or id(parameter) in known:
                 raise RuntimeError(f"{label}: {parameter!r} stands in two groups")
             members[id(parameter)] = Member(
-                parameter, "", len(groups), grad_centralization=options.grad_centralization
+                parameter,
+                "",
+                first_group + len(groups),
+                grad_centralization=options.grad_centralization,
             )
         groups.append(options)
     if not members:
         raise ValueError("params must hold at least one group with 'params', got none")
-    names = _names(member.parameter for member in members.values())
+    names = _names((member.parameter for member in members.values()), first, taken)
     for key, name in zip(members, names, strict=True):
         members[key] = replace(members[key], name=name)
     return list(members.values()) if order is None else _ordered(members, order), groups

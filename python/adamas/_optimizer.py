@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar, get_args
 from typing import NoReturn as Never  # what typing calls it from Python 3.11 on
 
@@ -18,8 +19,17 @@ from ._parameter import Parameter
 from ._rates import RateBook
 from ._settings import Settings
 from ._state import OptimizerState
-from ._step_rates import StepRates
-from .typing import Gradient, Grads, LearningRate, MissingGradients, Params, Target, WeightDecay
+from ._step_rates import Index, StepRates
+from .typing import (
+    Gradient,
+    Grads,
+    LearningRate,
+    MissingGradients,
+    More,
+    Params,
+    Target,
+    WeightDecay,
+)
 
 
 class Optimizer(Settings):
@@ -75,7 +85,7 @@ class Optimizer(Settings):
             [group.weight_decay for group in groups],
             list(dict.fromkeys((member.group, member.decays) for member in members)),
         )
-        self._check_amsgrad()
+        self._check_amsgrad(self._configs)
         keys = [_keys.key_of(member.parameter, member.name) for member in members]
         self._use(self._made(keys), keys)
         self._target: Target = "CPU" if self._native.device < 0 else "GPU"
@@ -86,20 +96,20 @@ class Optimizer(Settings):
     def _made(self, keys: list[int]) -> _core.Optimizer:
         """Return a native optimizer with a key for each parameter's stochastic rounding."""
         places = self._rates.places
-        specs = [
-            _core.ParameterSpec(
-                member.parameter.memory,
-                member.name,
-                places[member.group, member.decays],
-                member.grad_centralization,
-                states=member.parameter.states_for(member.name, self._given),
-                key=key,
-                source=member.parameter,
-            )
-            for member, key in zip(self._members, keys, strict=True)
-        ]
+        specs = [self._spec(*pair, places) for pair in zip(self._members, keys, strict=True)]
         configs = [self._configs[group] for group, _ in self._rates.indices]
         return _core.Optimizer(specs, self._given, gradient, configs)
+
+    def _spec(self, member: Member, key: int, places: Mapping[Index, int]) -> _core.ParameterSpec:
+        return _core.ParameterSpec(
+            member.parameter.memory,
+            member.name,
+            places[member.group, member.decays],
+            member.grad_centralization,
+            states=member.parameter.states_for(member.name, self._given),
+            key=key,
+            source=member.parameter,
+        )
 
     def _use(self, native: _core.Optimizer, keys: list[int]) -> None:
         self._native = native
@@ -107,9 +117,81 @@ class Optimizer(Settings):
         self._keys = keys
         self._native_step = native.step  # bound once: a step of a small model is microseconds
 
-    def _check_amsgrad(self) -> None:
+    def add(self, params: More) -> None:
+        """Take more parameters, between two steps.
+
+        They come last in the order of the gradients. State, steps and bits of the others stay as
+        they are; those of the new ones begin at zero, as in a new optimizer.
+
+        Parameters
+        ----------
+        params : Parameter, array, group, or list or dict of them as for the constructor
+            Without a group they join the others if there are no groups, else a new group with the
+            options of the optimizer.
+
+        Raises
+        ------
+        TypeError, ValueError, KeyError, RuntimeError
+            As the constructor does; also if a parameter, or one of its name, is there already, or
+            a step in parts is open. Nothing has changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from adamas import Adam
+        >>> optimizer = Adam({"weight": np.ones(2, np.float32)}, learning_rate=0.1)
+        >>> optimizer.add({"params": {"adapter": np.zeros(2, np.float32)}, "lr": 0.5})
+        >>> optimizer.get_lr()
+        (0.1, 0.5)
+        """
+        with self._lock:
+            self._add(params)
+
+    def _add(self, params: More) -> None:
+        count = len(self._configs)
+        members, groups, grouped = _groups.resolve_more(
+            params, self._members, self._defaults, count, self._book
+        )
+        if self._grouped and not grouped:  # they are a group of their own
+            members = [replace(member, group=count, decays=True) for member in members]
+            groups = [replace(self._defaults, config=self._defaults.config.copy())]
+        configs = [*self._configs, *(group.config for group in groups)]
+        self._check_amsgrad(configs)
+        keys = [_keys.key_of(member.parameter, member.name) for member in members]
+        places = dict(self._rates.places)
+        for member in members:
+            places.setdefault((member.group, member.decays), len(places))
+        indices = list(places)[len(self._rates.places) :]
+        self._check_norms(indices, configs)
+        specs = [self._spec(*pair, places) for pair in zip(members, keys, strict=True)]
+        self._native.add(specs, [configs[group] for group, _ in indices])
+        self._grouped = self._grouped or grouped
+        self._configs = configs
+        self._index.update(
+            (id(member.parameter), i) for i, member in enumerate(members, len(self._members))
+        )
+        self._members = [*self._members, *members]
+        self._keys = [*self._keys, *keys]
+        self._rates.extend(
+            [group.learning_rate for group in groups],
+            [group.weight_decay for group in groups],
+            indices,
+        )
+        self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._rates.indices))
+
+    def _check_norms(self, indices: Sequence[Index], configs: Sequence[_core.AdamConfig]) -> None:
+        """Refuse to split a group whose gradients are clipped together."""
+        for group, _ in indices:
+            is_split = any((group, decays) in self._rates.places for decays in (True, False))
+            if is_split and configs[group].max_grad_norm and not configs[group].clip_per_array:
+                raise ValueError(
+                    f"params must be put into a group: groups[{group}].max_grad_norm can't be that "
+                    "of parameters named beta or gamma and of others together"
+                )
+
+    def _check_amsgrad(self, configs: Sequence[_core.AdamConfig]) -> None:
         config = self._given
-        uses_amsgrad = any(group.use_amsgrad for group in (config, *self._configs))
+        uses_amsgrad = any(group.use_amsgrad for group in (config, *configs))
         if uses_amsgrad and (config.row_policy is _core.RowPolicy.lazy or config.use_offload):
             raise ValueError("use_amsgrad must not be True together with use_lazy or use_offload")
 

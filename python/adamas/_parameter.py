@@ -313,5 +313,8 @@ class RowTensor:
         return self._dense_shape
 
     def __repr__(self) -> str:
-        entries = getattr(self._indices, "shape", None) or "unknown"
-        return f"RowTensor(indices of shape {entries}, dense_shape={self._dense_shape})"
+        try:
+            entries = f"{len(self._indices):,} entries"
+        except TypeError:
+            entries = type(self._indices).__name__
+        return f"RowTensor({entries}, dense_shape={self._dense_shape})"

@@ -77,6 +77,20 @@ class StepRates:
         """Give groups another weight decay."""
         self._set(self.weight_decays, groups, rate)
 
+    def extend(
+        self,
+        learning_rates: Sequence[Rate],
+        weight_decays: Sequence[Rate],
+        indices: Sequence[Index],
+    ) -> None:
+        """Add groups and indices at the end."""
+        with self._lock:
+            self.learning_rates += learning_rates
+            self.weight_decays += weight_decays
+            self.indices += indices
+            self.places.update((index, place) for place, index in enumerate(self.indices))
+            self._plan = self.constant = None
+
     def _set(self, rates: list[Rate], groups: Sequence[int], rate: Rate) -> None:
         with self._lock:
             for group in groups:

@@ -30,6 +30,7 @@ __all__ = [
     "Group",
     "LearningRate",
     "MissingGradients",
+    "More",
     "Named",
     "NamedGrads",
     "Numerics",
@@ -119,6 +120,9 @@ class Order(TypedDict):
 # only if one type is wanted.
 Params = Iterable[Parameter | Array | Group | Order] | Named
 """What an optimizer updates: Parameters or arrays, or groups and at most one order."""
+
+More = Params | Parameter | Array | Group
+"""What an optimizer takes later: what it takes at first, or one of it."""
 
 EpsilonPlacement = Literal["outside", "inside"]
 MissingGradients = Literal["error", "skip"]

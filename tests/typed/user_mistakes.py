@@ -39,6 +39,13 @@ opt.learning_rat = 0.1  # wrong
 opt.learning_rate = "0.1"  # wrong
 opt.groups[0].learning_rate = 0.1  # wrong
 opt.groups[0].lr = None  # wrong
+opt.groups[0].beta1 = "0.9"  # wrong
+opt.groups[0].use_amsgrad = True  # wrong
+opt.beta2 = None  # wrong
+opt.steps = 3  # wrong
+opt.end_step(missing="ignore")  # wrong
+opt.add([1.0])  # wrong
+adamas.Adam([weight], epsilon_placement="between")  # wrong
 opt.groups[0].grad_centralization = True  # wrong
 
 adamas.Parameter([1.0, 2.0])  # wrong

@@ -1,6 +1,7 @@
 """What users write, for the type checker; test_stubs.py also runs it."""
 
 import array
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -88,7 +89,17 @@ def changing(kernel: Float32, bias: Float32) -> list[float]:
         members: list[adamas.Parameter] = group.parameters
         assert len(members) == 2
         assert not group.grad_centralization
-    opt([np.ones_like(kernel), np.ones_like(bias)])
+        group.beta1, group.use_nesterov, group.max_grad_norm = 0.8, True, None
+    opt.eps = 2 * opt.eps
+    opt.steps = [step + 1 for step in opt.steps]
+    opt([None, np.ones_like(bias)])
+    opt.add({"params": {"late": np.ones(3, np.float32)}, "lr": 0.1, "beta1": 0.7})
+    opt.add(np.ones(2, np.float32))
+    opt({"late": np.ones(3, np.float32)})
+    assert len(opt) == 4
+    assert opt.summary()
+    opt = copy.deepcopy(opt)
+    opt({"dense.kernel": np.ones_like(kernel)})
     return [kernel.sum(), bias.sum()]
 
 
