@@ -85,7 +85,7 @@ bool Storage::has_all_state(const AdamConfig& config) const {
 // offsets within a page would compete for the same cache sets.
 Status Storage::reserve_state(const AdamConfig& config, const Allocate& allocate,
                               std::size_t access_width) {
-  if (has_all_state(config)) {
+  if (!allocate || has_all_state(config)) {
     for (Tensor& tensor : tensors_) {
       for (std::size_t k = 0; k < kStateKinds; ++k) {
         tensor.states[k] = static_cast<char*>(tensor.spec.states[k]);
