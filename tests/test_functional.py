@@ -186,7 +186,7 @@ def test_masters_of_the_callers_rule_from_the_start():
     optimizer = make_adam(arrays, adopted=True, master_weights=True)
     optimizer([np.zeros(5, np.float32)])
     np.testing.assert_array_equal(arrays.master[0], (np.arange(5) + 0.001).astype(np.float32))
-    np.testing.assert_array_equal(arrays.params[0], np.arange(5).astype(ml_dtypes.bfloat16))
+    np.testing.assert_array_equal(arrays.params[0], arrays.master[0].astype(ml_dtypes.bfloat16))
 
 
 @every("options", TOGETHER)

@@ -90,7 +90,7 @@ bool Storage::has_all_state(const AdamConfig& config, std::size_t first) const {
 // offsets within a page would compete for the same cache sets.
 Status Storage::reserve_state(const AdamConfig& config, std::size_t first, const Allocate& allocate,
                               std::size_t access_width) {
-  if (has_all_state(config, first)) {
+  if (!allocate || has_all_state(config, first)) {
     for (std::size_t i = first; i < tensors_.size(); ++i) {
       Tensor& tensor = tensors_[i];
       for (std::size_t k = 0; k < kStateKinds; ++k) {

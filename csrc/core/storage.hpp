@@ -58,7 +58,8 @@ Range range_of(const void* data, std::size_t nbytes);
 
 class Storage {
  public:
-  // Zeroed memory that outlives this object; null: there is none.
+  // Zeroed memory that outlives this object; null: there is none.  No function: nobody keeps state,
+  // and what the caller has not brought is null.
   using Allocate = std::function<char*(std::size_t nbytes)>;
 
   // May be called again, for others.
