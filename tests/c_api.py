@@ -28,8 +28,7 @@ class Config(ctypes.Structure):
         *((name, c_int32) for name in ("skip_nonfinite", "capturable", "use_offload", "maximize")),
         ("ema_decay", c_double),
         *((name, c_int32) for name in ("epsilon_placement", "allow_zero", "clip_per_array")),
-        *((name, c_int32) for name in ("clip_after_decay", "writes_delta")),
-        ("reserved", c_int32),
+        *((name, c_int32) for name in ("clip_after_decay", "writes_delta", "reduction")),
     ]
 
 

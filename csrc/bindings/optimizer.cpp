@@ -215,6 +215,24 @@ void PyOptimizer::step(py::handle grads, const PyRates& rates,
   versions_.advance((*views).grads);
 }
 
+void PyOptimizer::accumulate(py::handle grads, std::optional<std::uintptr_t> stream) {
+  const py::tuple list = as_tuple(grads);
+  check_count(list);
+  follow();
+  const ViewsLease views(idle_views_);
+  reader_->read(list, native_->num_threads(), *views);
+  const Queueing queueing = reader_->queueing(stream, *views);
+  raise(without_gil([&] { return native_->accumulate(views.grads(), queueing); }));
+}
+
+void PyOptimizer::step_accumulated(const PyRates& rates, std::optional<std::uintptr_t> stream) {
+  follow();
+  const Views none;
+  const Queueing queueing = reader_->queueing(stream, none);
+  raise(without_gil([&] { return native_->step_accumulated(rates.list, queueing); }));
+  versions_.advance(std::vector<Gradient>(reader_->size()));
+}
+
 void PyOptimizer::begin_step(const PyRates& rates) {
   follow();
   raise(without_gil([&] { return native_->begin_step(rates.list); }));

@@ -57,6 +57,8 @@ class PyOptimizer {
   void add(const std::vector<PyParameter>& parameters, const std::vector<AdamConfig>& groups);
 
   void step(pybind11::handle grads, const PyRates& rates, std::optional<std::uintptr_t> stream);
+  void accumulate(pybind11::handle grads, std::optional<std::uintptr_t> stream);
+  void step_accumulated(const PyRates& rates, std::optional<std::uintptr_t> stream);
   void begin_step(const PyRates& rates);
   void apply(std::size_t i, pybind11::handle grad, std::optional<std::uintptr_t> stream);
   void end_step(bool skip_missing);
@@ -89,6 +91,7 @@ class PyOptimizer {
             const std::vector<std::int64_t>& steps);
 
   const Optimizer& native() const { return *native_; }
+  Optimizer& native() { return *native_; }
 
  private:
   void follow();

@@ -38,6 +38,12 @@ void register_optimizer(py::module_& module) {
       .def("add", &PyOptimizer::add, py::arg("parameters"), py::arg("groups"))
       .def("step", &PyOptimizer::step, py::arg("grads"), py::arg("rates"),
            py::arg("stream") = py::none())
+      .def("accumulate", &PyOptimizer::accumulate, py::arg("grads"), py::arg("stream") = py::none())
+      .def("step_accumulated", &PyOptimizer::step_accumulated, py::arg("rates"),
+           py::arg("stream") = py::none())
+      .def_property_readonly("accumulated",
+                             [](const PyOptimizer& self) { return self.native().accumulated(); })
+      .def("discard_accumulated", [](PyOptimizer& self) { self.native().discard_accumulated(); })
       .def("begin_step", &PyOptimizer::begin_step, py::arg("rates"))
       .def("apply", &PyOptimizer::apply, py::arg("index"), py::arg("grad"),
            py::arg("stream") = py::none())

@@ -46,6 +46,7 @@ void register_options(py::module_& module) {
   add_enum<Numerics>(module, "Numerics", kNumericsNames);
   add_enum<StateKind>(module, "StateKind", kStateKindNames);
   add_enum<RowPolicy>(module, "RowPolicy", kRowPolicyNames);
+  add_enum<Reduction>(module, "Reduction", kReductionNames);
   add_enum<EpsilonPlacement>(module, "EpsilonPlacement", kEpsilonPlacementNames);
   add_enum<StateFormat>(module, "StateFormat", kStateFormatNames);
   py::class_<AdamConfig> config(module, "AdamConfig");

@@ -92,7 +92,7 @@ template <class Struct, class Member>
 constexpr bool ends_with(Member Struct::*, std::size_t offset) {
   return offset + sizeof(Member) == sizeof(Struct);
 }
-static_assert(ends_with(&adamas_config::reserved, offsetof(adamas_config, reserved)));
+static_assert(ends_with(&adamas_config::reduction, offsetof(adamas_config, reduction)));
 static_assert(ends_with(&adamas_parameter::delta, offsetof(adamas_parameter, delta)));
 static_assert(ends_with(&adamas_gradient::reserved, offsetof(adamas_gradient, reserved)));
 static_assert(ends_with(&adamas_queueing::after_count, offsetof(adamas_queueing, after_count)));
@@ -160,6 +160,9 @@ bool assign(std::int32_t value, Numerics* result) {
 bool assign(std::int32_t value, EpsilonPlacement* result) {
   return assign(value, std::size(kEpsilonPlacementNames), result);
 }
+bool assign(std::int32_t value, Reduction* result) {
+  return assign(value, std::size(kReductionNames), result);
+}
 bool assign(std::int32_t value, RowPolicy* result) {
   return assign(value, std::size(kRowPolicyNames), result);
 }
@@ -172,6 +175,7 @@ static_assert(ADAMAS_NUMERICS_MINDSPORE == std::size(kNumericsNames) - 1);
 static_assert(ADAMAS_STATE_INT8 == kStateFormats - 1);
 static_assert(ADAMAS_EMA == kStateKinds - 1);
 static_assert(ADAMAS_EPSILON_INSIDE == std::size(kEpsilonPlacementNames) - 1);
+static_assert(ADAMAS_REDUCTION_SUM == std::size(kReductionNames) - 1);
 static_assert(ADAMAS_CPU == kCpu);
 
 // The options
@@ -268,11 +272,16 @@ struct Specs {
 
   Status read(const adamas_config* given, const adamas_parameter* given_parameters,
               std::size_t count, const adamas_config* given_groups, std::size_t groups_count) {
+    if (Status status = to_cpp(given, &config); !status.ok()) return status;
+    return read(given_parameters, count, given_groups, groups_count);
+  }
+
+  Status read(const adamas_parameter* given_parameters, std::size_t count,
+              const adamas_config* given_groups, std::size_t groups_count) {
     if ((given_parameters == nullptr && count > 0) ||
         (given_groups == nullptr && groups_count > 0)) {
       return bad("a pointer is null");
     }
-    if (Status status = to_cpp(given, &config); !status.ok()) return status;
     groups.resize(groups_count);
     for (std::size_t k = 0; k < groups_count; ++k) {
       const auto* group = reinterpret_cast<const adamas_config*>(element(given_groups, k));
@@ -298,6 +307,14 @@ Status create(const adamas_config* given, const adamas_parameter* parameters, st
   status = Optimizer::create(specs.config, specs.parameters, &made->native, {}, specs.groups);
   if (status.ok()) *optimizer = made.release();
   return status;
+}
+
+Status add(adamas_optimizer* optimizer, const adamas_parameter* parameters, std::size_t count,
+           const adamas_config* groups, std::size_t groups_count) {
+  if (optimizer == nullptr) return bad(kNoOptimizer);
+  Specs specs;
+  Status status = specs.read(parameters, count, groups, groups_count);
+  return status.ok() ? optimizer->native->add(specs.parameters, specs.groups) : status;
 }
 
 // The gradients of a step.
@@ -328,6 +345,26 @@ Status step(adamas_optimizer* optimizer, const adamas_gradient* given, std::size
   Queueing queueing;
   if (Status status = to_cpp(given_queueing, &queueing); !status.ok()) return status;
   return optimizer->native->step(grads.list, rates, queueing);
+}
+
+Status accumulate(adamas_optimizer* optimizer, const adamas_gradient* given, std::size_t count,
+                  const adamas_queueing* given_queueing) {
+  if (optimizer == nullptr) return bad(kNoOptimizer);
+  Grads grads;
+  Queueing queueing;
+  Status status = grads.read(given, count);
+  if (status.ok()) status = to_cpp(given_queueing, &queueing);
+  return status.ok() ? optimizer->native->accumulate(grads.list, queueing) : status;
+}
+
+Status step_accumulated(adamas_optimizer* optimizer, const adamas_rates* given_rates,
+                        std::size_t rates_count, const adamas_queueing* given_queueing) {
+  if (optimizer == nullptr) return bad(kNoOptimizer);
+  std::vector<Rates> rates;
+  Queueing queueing;
+  Status status = to_cpp(given_rates, rates_count, &rates);
+  if (status.ok()) status = to_cpp(given_queueing, &queueing);
+  return status.ok() ? optimizer->native->step_accumulated(rates, queueing) : status;
 }
 
 // A thread keeps what it needs from call to call.
@@ -461,6 +498,11 @@ adamas_status adamas_set_group(adamas_optimizer* optimizer, size_t index,
   });
 }
 
+adamas_status adamas_add(adamas_optimizer* optimizer, const adamas_parameter* parameters,
+                         size_t count, const adamas_config* groups, size_t groups_count) {
+  return c::guarded([&] { return c::add(optimizer, parameters, count, groups, groups_count); });
+}
+
 void adamas_destroy(adamas_optimizer* optimizer) { delete optimizer; }
 
 adamas_status adamas_step(adamas_optimizer* optimizer, const adamas_gradient* grads, size_t count,
@@ -479,6 +521,24 @@ adamas_status adamas_begin_step(adamas_optimizer* optimizer, const adamas_rates*
 adamas_status adamas_apply(adamas_optimizer* optimizer, size_t index, const adamas_gradient* grad,
                            const adamas_queueing* queueing) {
   return c::guarded([&] { return c::apply(optimizer, index, grad, queueing); });
+}
+
+adamas_status adamas_accumulate(adamas_optimizer* optimizer, const adamas_gradient* grads,
+                                size_t count, const adamas_queueing* queueing) {
+  return c::guarded([&] { return c::accumulate(optimizer, grads, count, queueing); });
+}
+
+adamas_status adamas_step_accumulated(adamas_optimizer* optimizer, const adamas_rates* rates,
+                                      size_t rates_count, const adamas_queueing* queueing) {
+  return c::guarded([&] { return c::step_accumulated(optimizer, rates, rates_count, queueing); });
+}
+
+int64_t adamas_accumulated(const adamas_optimizer* optimizer) {
+  return optimizer->native->accumulated();
+}
+
+void adamas_discard_accumulated(adamas_optimizer* optimizer) {
+  optimizer->native->discard_accumulated();
 }
 
 adamas_status adamas_end_step(adamas_optimizer* optimizer) {

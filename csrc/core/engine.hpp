@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "adamas/optimizer.hpp"
+#include "core/accumulation.hpp"
 #include "core/locks.hpp"
 #include "core/options.hpp"
 #include "core/storage.hpp"
@@ -100,6 +101,11 @@ class Engine {
   // A step in parts, which needs no gradient to be decided: its scalars, then each parameter.
   virtual Status begin(const StepInput& input) noexcept = 0;
   virtual Status apply(const Selection& one, const Ordering& ordering) noexcept = 0;
+
+  // Adds the gradients of all parameters to sums in memory that allocate_state() gave; a sum
+  // without any becomes the gradient.
+  virtual Status accumulate(const Selection& all, const Accumulation& sums,
+                            const Ordering& ordering) noexcept = 0;
 
   // After the last step: the memory of this parameter is another now.  Only of parameters on the
   // CPU.

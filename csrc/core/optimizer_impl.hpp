@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "adamas/optimizer.hpp"
+#include "core/accumulation.hpp"
 #include "core/checks.hpp"
 #include "core/counters.hpp"
 #include "core/engine.hpp"
@@ -22,20 +23,34 @@ struct Optimizer::Impl {
   // optimizer.cpp
   Status prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
                  Span<void* const> after, Span<const AdamConfig> groups);
-  Status set_group(std::size_t k, AdamConfig group) noexcept;
   void set_loss_scale(double loss_scale) noexcept;
   Status check_ready(Span<const Rates> rates) const noexcept;
   core::StepInput input(Span<const Rates> rates) const noexcept;
+  Status make_step(Span<const Gradient> grads, Span<const Rates> rates, double loss_scale,
+                   const Queueing& queueing) noexcept;
   Status step(Span<const Gradient> grads, Span<const Rates> rates,
               const Queueing& queueing) noexcept;
   Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept;
   Status allow_differing_steps() noexcept;
+  Status read_counters(Counters* now) const noexcept;
+  Counters counted() const noexcept;
+
+  // accumulation.cpp
+  Status reserve_sums();
+  Status accumulate(Span<const Gradient> grads, const Queueing& queueing);
+  Status step_accumulated(Span<const Rates> rates, const Queueing& queueing);
+
+  // changes.cpp
+  Status set_group(std::size_t k, AdamConfig group) noexcept;
+  Status check_unaccumulated() const noexcept {
+    if (accumulation.count == 0) return {};
+    return {StatusCode::bad_state,
+            "gradients are accumulated: make the step of them, or discard them"};
+  }
   Status add(Span<const ParameterSpec> parameters, Span<const AdamConfig> groups,
              Span<void* const> after);
   Status check_memory(Span<const NewMemory> memory) const noexcept;
   Status rebind(Span<const NewMemory> memory);
-  Status read_counters(Counters* now) const noexcept;
-  Counters counted() const noexcept;
 
   // state_copies.cpp
   Status check_copies(Span<const ArrayCopy> copies) const noexcept;
@@ -49,6 +64,7 @@ struct Optimizer::Impl {
   core::OpenStep parts;
   core::StepCounters counters;
   core::ParameterSteps steps;
+  core::Accumulation accumulation;
   mutable core::CallMutex mutex;  // of one call at a time; taken before `locks`
 };
 

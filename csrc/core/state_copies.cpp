@@ -30,6 +30,7 @@ Status check_row_steps(const ArrayCopy& copy, std::int64_t newest) {
 
 Status Optimizer::Impl::check_copies(Span<const ArrayCopy> copies) const noexcept {
   if (Status status = parts.check_closed(); !status.ok()) return status;
+  if (Status status = check_unaccumulated(); !status.ok()) return status;
   for (const ArrayCopy& copy : copies) {
     const auto index = static_cast<std::int64_t>(copy.parameter);
     if (copy.parameter >= storage.tensors().size()) return bad("there is no such parameter", index);

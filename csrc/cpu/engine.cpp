@@ -172,6 +172,12 @@ Status Engine::apply(const Selection& one, const core::Ordering& ordering) noexc
   return status;
 }
 
+Status Engine::accumulate(const Selection& all, const core::Accumulation& sums,
+                          const core::Ordering&) noexcept {
+  stepper_->accumulate(all, sums);
+  return {};
+}
+
 Status Engine::set_global_step(std::int64_t, std::int64_t moved) noexcept {
   for (const Tensor& tensor : *tensors_) {
     std::int64_t* row_steps = tensor.row_steps();

@@ -24,6 +24,8 @@ class Engine final : public core::Engine {
   Status begin(const core::StepInput& input) noexcept override;
   Status apply(const Selection& one, const core::Ordering& ordering) noexcept override;
   Status extend(std::size_t first, Span<void* const> after) override;
+  Status accumulate(const Selection& all, const core::Accumulation& sums,
+                    const core::Ordering& ordering) noexcept override;
   void rebind(std::size_t parameter) noexcept override { stepper_->rebind(parameter); }
   Status set_global_step(std::int64_t step, std::int64_t moved) noexcept override;
   Status copy_out(const ArrayCopy& copy) noexcept override;

@@ -187,6 +187,25 @@ std::int64_t Stepper::select_chunks() noexcept {
   return plan_.blocks_of_parameter[selection_.last] - first;
 }
 
+void Stepper::accumulate(const Selection& selection, const core::Accumulation& sums) noexcept {
+  selection_ = selection;
+  kernels_ = &kernels();
+  accumulation_ = &sums;
+  run<&Stepper::accumulate_chunk>(select_chunks());
+}
+
+void Stepper::accumulate_chunk(std::int64_t chunk) noexcept {
+  for (std::int64_t b = chunks_[chunk]; b < chunks_[chunk + 1]; ++b) {
+    const Block& block = plan_.blocks[static_cast<std::size_t>(b)];
+    const auto i = static_cast<std::size_t>(block.parameter);
+    if (is_absent(i)) continue;
+    const Tensor& tensor = (*tensors_)[i];
+    const GradSource source(selection_.grad(i));
+    add_run(*kernels_, {&tensor, block.begin, block.count, &source, block.begin},
+            accumulation_->sums[i], accumulation_->has_any[i] != 0);
+  }
+}
+
 SquareSum Stepper::measure(const core::StepInput& input) noexcept {
   input_ = &input;
   all_finite_.store(true, std::memory_order_relaxed);

@@ -39,6 +39,9 @@ class Stepper {
   // will be called.
   Status merge(const Selection& selection, bool measured) noexcept;
 
+  // Adds dense gradients to sums.
+  void accumulate(const Selection& selection, const core::Accumulation& sums) noexcept;
+
   // The sum of squares of all gradients, in an order that only the list of parameters decides, and
   // whether all are finite.
   SquareSum measure(const core::StepInput& input) noexcept;
@@ -73,6 +76,7 @@ class Stepper {
   void count_rows(std::int64_t segment) noexcept;
   void scatter_rows(std::int64_t segment) noexcept;
   void unite_rows(std::int64_t partition) noexcept;
+  void accumulate_chunk(std::int64_t chunk) noexcept;
   void measure_chunk(std::int64_t chunk) noexcept;
   void measure_rows(std::int64_t partition) noexcept;
   void sum_segments(std::int64_t chunk) noexcept;
@@ -103,8 +107,9 @@ class Stepper {
   // Of the step, or of the phase that is running.
   const KernelTable* kernels_ = nullptr;
   Selection selection_{};
-  const core::StepInput* input_ = nullptr;  // of measure()
-  bool united_ = false;                     // whether merge() has run round 3 too, or update() will
+  const core::StepInput* input_ = nullptr;            // of measure()
+  const core::Accumulation* accumulation_ = nullptr;  // of accumulate()
+  bool united_ = false;  // whether merge() has run round 3 too, or update() will
   std::atomic<bool> all_finite_{true};
   std::size_t current_ = 0;               // the sparse parameter that the phase is about
   std::int64_t first_segment_ = 0;        // where the segment chunks of the phase begin

@@ -199,6 +199,21 @@ double sum_run(const KernelTable& kernels, const Run& run, const Scaling& scalin
   return sum;
 }
 
+void add_run(const KernelTable& kernels, const Run& run, char* sums, bool has_any) {
+  const DType real = run.tensor->real;
+  for_tiles(run, kTile, [&](const Run& tile) {
+    Buffer buffer;
+    const void* grad = run.source->fetch(kernels, real, tile.source_begin, tile.count, &buffer);
+    char* sum = at(sums, tile.begin, real);
+    if (has_any) {
+      kernels.add[real_index(real)](sum, grad, tile.count);
+    } else {
+      std::copy_n(static_cast<const char*>(grad),
+                  static_cast<std::size_t>(tile.count) * item_size(real), sum);
+    }
+  });
+}
+
 SquareSum square_sum_run(const KernelTable& kernels, const Run& run, double decay) {
   const Tensor& tensor = *run.tensor;
   const DType real = tensor.real;

@@ -76,6 +76,10 @@ void decode_moment(const KernelTable& kernels, const Tensor& tensor, StateKind k
 // The sum of the gradients of a run as the rule sees them, tile by tile from first to last.
 double sum_run(const KernelTable& kernels, const Run& run, const Scaling& scaling);
 
+// Adds the gradients of a run to their sums, or if there are none yet puts them there; `sums`
+// begins with the first element of the tensor.
+void add_run(const KernelTable& kernels, const Run& run, char* sums, bool has_any);
+
 // The sum of squares of the gradients of a run as they came, likewise; or with `decay` times the
 // parameter added.
 SquareSum square_sum_run(const KernelTable& kernels, const Run& run, double decay = 0.0);

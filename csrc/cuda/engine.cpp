@@ -60,6 +60,7 @@ char* Engine::allocate_state(std::size_t nbytes) {
   const Status status = queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     state.reserve(queue, std::max<std::size_t>(nbytes, 1));
     queue.fill(state.data(), 0, nbytes);
+    queue.finish();
     return {};
   });
   return status.ok() ? state.as<char>() : nullptr;
@@ -185,6 +186,21 @@ Status Engine::step(const core::Selection& all, const core::StepInput& input,
   }
   return queue_work(ordering.queueing.stream,
                     [&](Queue& queue) { return queue_step(queue, all, &input, ordering); });
+}
+
+Status Engine::accumulate(const core::Selection& all, const core::Accumulation& sums,
+                          const core::Ordering& ordering) noexcept {
+  if (!broken_.ok()) return broken_;
+  return queue_work(ordering.queueing.stream, [&](Queue& queue) -> Status {
+    timeline_.look(queue);
+    if (timeline_.is_capturing()) {
+      return {StatusCode::bad_state, "gradients can't be accumulated in a graph"};
+    }
+    timeline_.begin(queue, ordering);
+    stepper_->accumulate(queue, all, sums);
+    timeline_.end(queue, ordering);
+    return {};
+  });
 }
 
 Status Engine::begin(const core::StepInput& input) noexcept {

@@ -28,6 +28,8 @@ class Engine final : public core::Engine {
   Status start(const core::Options& options, const std::vector<core::Tensor>& tensors,
                Span<void* const> after) override;
   Status extend(std::size_t first, Span<void* const> after) override;
+  Status accumulate(const core::Selection& all, const core::Accumulation& sums,
+                    const core::Ordering& ordering) noexcept override;
   void take_options() noexcept override { control_->forget_groups(); }
   Status allow_differing_steps() noexcept override;
   Status step(const core::Selection& all, const core::StepInput& input,

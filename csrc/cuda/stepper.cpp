@@ -20,6 +20,7 @@ void Stepper::prepare(Queue& queue, const core::Options& options,
 void Stepper::release(Stream stream) {
   tables_.release(stream);
   sparse_.release(stream);
+  sums_.release(stream);
 }
 
 void Stepper::load_masters(Queue& queue, std::size_t first) {
@@ -57,6 +58,21 @@ Status Stepper::begin(Queue& queue, const core::Selection& selection, bool has_c
   if (Status status = sparse_.sort(queue, selection); !status.ok()) return status;
   tables_.send_grads(queue, selection, has_captured);
   return tables_.choose_kernels(queue, selection, has_captured);
+}
+
+void Stepper::accumulate(Queue& queue, const core::Selection& all, const core::Accumulation& sums) {
+  tables_.send_grads(queue, all, false);
+  std::vector<Sum> entries;
+  for (std::size_t i = 0; i < sums.sums.size(); ++i) {
+    entries.push_back({sums.sums[i], sums.has_any[i]});
+  }
+  const std::size_t nbytes = entries.size() * sizeof(Sum);
+  sums_.reserve(queue, nbytes);
+  queue.store(sums_.data(), entries.data(), nbytes);
+  queue.touch();
+  queue.launch_for(Kernel::accumulate, tables_.blocks_count(), 1,
+                   AccumulateArgs{tables_.tensors(), tables_.grads(), tables_.blocks(),
+                                  tables_.blocks_count(), sums_.as<Sum>()});
 }
 
 void Stepper::measure(Queue& queue, const core::Selection& selection) {

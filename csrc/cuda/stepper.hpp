@@ -29,6 +29,9 @@ class Stepper {
   // Starts on these gradients: whatever may refuse them happens here.  Throws std::bad_alloc.
   Status begin(Queue& queue, const core::Selection& selection, bool has_captured);
 
+  // Adds dense gradients to sums.  Throws std::bad_alloc.
+  void accumulate(Queue& queue, const core::Selection& all, const core::Accumulation& sums);
+
   // The sums of squares of the blocks of all parameters.
   void measure(Queue& queue, const core::Selection& selection);
   const StepTables& tables() const { return tables_; }
@@ -59,6 +62,7 @@ class Stepper {
   core::Plan plan_;
   StepTables tables_;
   SparseRows sparse_;
+  Buffer sums_;  // by parameter: Sum
 };
 
 }  // namespace adamas::cuda

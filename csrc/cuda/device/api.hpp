@@ -38,6 +38,7 @@ enum class Kernel : std::int32_t {
   total_squares,  // TotalSquaresArgs: the sum of these
   set_row_steps,  // SetRowStepsArgs
   add_row_steps,  // AddRowStepsArgs
+  accumulate,     // AccumulateArgs: gradients are added to sums
 };
 
 // What a kernel is compiled for, where it matters.

@@ -228,6 +228,19 @@ struct SetRowStepsArgs {
   StepArgs step;
 };
 
+// Gradients that are added to sums, or become them.
+struct Sum {
+  void* values;
+  std::int32_t has_any;
+};
+struct AccumulateArgs {
+  const TensorEntry* tensors;
+  const GradEntry* grads;
+  const Slice* blocks;
+  std::int64_t count;
+  const Sum* sums;  // by parameter
+};
+
 struct AddRowStepsArgs {
   std::int64_t* row_steps;
   std::int64_t count;

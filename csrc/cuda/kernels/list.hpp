@@ -95,6 +95,8 @@ Error start_kernel(Kernel kernel, const KernelTypes& types, Start start) {
       return start.template run<SetRowSteps>();
     case Kernel::add_row_steps:
       return start.template run<AddRowSteps>();
+    case Kernel::accumulate:
+      return start.template run<Accumulate>();
   }
   return kNoKernel;
 }

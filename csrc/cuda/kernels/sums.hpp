@@ -205,4 +205,37 @@ struct BlockSquares {
   }
 };
 
+// Adds dense gradients to the sums of micro-batches, in the type of the arithmetic.
+struct Accumulate {
+  using Args = AccumulateArgs;
+  struct Shared {};
+  static constexpr int kThreads = kItemThreads;
+
+  ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared&) {
+    for (std::int64_t b = cta.block(); b < args.count; b += cta.blocks()) {
+      const Slice block = args.blocks[b];
+      const GradEntry grad = args.grads[block.tensor];
+      if (grad.values == nullptr) continue;
+      const Sum sum = args.sums[block.tensor];
+      const auto add = [&](auto type) {
+        using Real = typename decltype(type)::Real;
+        const auto* values = static_cast<const typename decltype(type)::Bits*>(grad.values);
+        auto* sums = static_cast<Real*>(sum.values);
+        cta.each([&](int thread) {
+          for (std::int64_t k = thread; k < block.count; k += kThreads) {
+            const std::int64_t i = block.begin + k;
+            const Real value = type.load(values[i]);
+            sums[i] = sum.has_any != 0 ? sums[i] + value : value;
+          }
+        });
+      };
+      if (grad.dtype == DType::float64) {
+        visit_type<double>(grad.dtype, add);
+      } else {
+        visit_type<float>(grad.dtype, add);
+      }
+    }
+  }
+};
+
 }  // namespace adamas::cuda

@@ -17,6 +17,7 @@ core::Ordering after_fetch(const core::Ordering& ordering) {
 Status OffloadEngine::open(const AdamConfig& config, std::int32_t device,
                            std::unique_ptr<core::Engine>* engine) {
   if (config.capturable) return core::bad("capturable and use_offload exclude each other");
+  if (config.writes_delta) return core::bad("writes_delta and use_offload exclude each other");
   auto made = std::make_unique<OffloadEngine>();
   Status status = made->copies_.open(device);
   if (status.ok()) *engine = std::move(made);
@@ -33,8 +34,9 @@ Status OffloadEngine::start(const core::Options& options, const std::vector<core
 
 Status OffloadEngine::extend(std::size_t first, Span<void* const> after) {
   if (!broken_.ok()) return broken_;
-  Status status = copies_.extend(*tensors_, after);
+  Status status;
   try {
+    status = copies_.extend(*tensors_, after);
     if (status.ok()) status = host_.extend(first, {});
   } catch (const std::bad_alloc&) {
     status = {StatusCode::out_of_memory, "no memory for the copies of parameters"};
@@ -105,6 +107,17 @@ Status OffloadEngine::finish(Status sent, const core::Ordering& ordering) noexce
   if (sent.ok()) sent = copies_.finish(ordering.queueing.stream, options_->all.use_locking);
   if (!sent.ok()) close();
   return sent;
+}
+
+// On the host, where the sums are.
+Status OffloadEngine::accumulate(const core::Selection& all, const core::Accumulation& sums,
+                                 const core::Ordering& ordering) noexcept {
+  core::Selection staged{};
+  if (Status status = fetch(all, ordering, &staged); !status.ok()) return status;
+  for (std::size_t i = staged.first; i < staged.last; ++i) {
+    if (Status status = copies_.wait(i); !status.ok()) return status;
+  }
+  return host_.accumulate(staged, sums, after_fetch(ordering));
 }
 
 Status OffloadEngine::copy_out(const ArrayCopy& copy) noexcept {

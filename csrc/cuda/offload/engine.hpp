@@ -17,6 +17,8 @@ class OffloadEngine final : public core::Engine {
   Status start(const core::Options& options, const std::vector<core::Tensor>& tensors,
                Span<void* const> after) override;
   Status extend(std::size_t first, Span<void* const> after) override;
+  Status accumulate(const core::Selection& all, const core::Accumulation& sums,
+                    const core::Ordering& ordering) noexcept override;
   Status step(const core::Selection& all, const core::StepInput& input,
               const core::Ordering& ordering, core::StepResult* result) noexcept override;
   Status begin(const core::StepInput& input) noexcept override { return host_.begin(input); }

@@ -87,6 +87,9 @@ enum { ADAMAS_ROWS_EXACT = 0, ADAMAS_ROWS_LAZY = 1, ADAMAS_ROWS_CATCH_UP = 2 };
 /* Numerics */
 enum { ADAMAS_NUMERICS_STANDARD = 0, ADAMAS_NUMERICS_MINDSPORE = 1 };
 
+/* Reduction */
+enum { ADAMAS_REDUCTION_MEAN = 0, ADAMAS_REDUCTION_SUM = 1 };
+
 /* EpsilonPlacement */
 enum { ADAMAS_EPSILON_OUTSIDE = 0, ADAMAS_EPSILON_INSIDE = 1 };
 
@@ -137,7 +140,7 @@ typedef struct adamas_config {
   int32_t clip_per_array;
   int32_t clip_after_decay;
   int32_t writes_delta;
-  int32_t reserved; /* 0: what a later version may keep here */
+  int32_t reduction;
 } adamas_config;
 
 /* ParameterSpec */
@@ -238,6 +241,10 @@ ADAMAS_API adamas_status adamas_create_groups(const adamas_config* config,
 ADAMAS_API adamas_status adamas_set_group(adamas_optimizer* optimizer, size_t index,
                                           const adamas_config* group);
 
+/* Adds parameters at the end of the list, and groups at the end of theirs. */
+ADAMAS_API adamas_status adamas_add(adamas_optimizer* optimizer, const adamas_parameter* parameters,
+                                    size_t count, const adamas_config* groups, size_t groups_count);
+
 /* Frees an optimizer; null is allowed. */
 ADAMAS_API void adamas_destroy(adamas_optimizer* optimizer);
 
@@ -245,6 +252,16 @@ ADAMAS_API void adamas_destroy(adamas_optimizer* optimizer);
 ADAMAS_API adamas_status adamas_step(adamas_optimizer* optimizer, const adamas_gradient* grads,
                                      size_t count, const adamas_rates* rates, size_t rates_count,
                                      const adamas_queueing* queueing);
+
+/* Dense gradients of micro-batches are added to sums, of which a step is made. */
+ADAMAS_API adamas_status adamas_accumulate(adamas_optimizer* optimizer,
+                                           const adamas_gradient* grads, size_t count,
+                                           const adamas_queueing* queueing);
+ADAMAS_API adamas_status adamas_step_accumulated(adamas_optimizer* optimizer,
+                                                 const adamas_rates* rates, size_t rates_count,
+                                                 const adamas_queueing* queueing);
+ADAMAS_API int64_t adamas_accumulated(const adamas_optimizer* optimizer);
+ADAMAS_API void adamas_discard_accumulated(adamas_optimizer* optimizer);
 
 /* The same step in parts: each parameter is applied once, in any order. */
 ADAMAS_API adamas_status adamas_begin_step(adamas_optimizer* optimizer, const adamas_rates* rates,

@@ -110,6 +110,15 @@ class ADAMAS_API Optimizer {
   Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing = {}) noexcept;
   Status end_step(bool skip_missing = false) noexcept;  // true: what was not applied is left out
 
+  // Adds dense gradients of a micro-batch to sums in float32 (float64 for float64 parameters), from
+  // which step_accumulated() makes a step: with their mean, or AdamConfig::reduction.  A parameter
+  // without any gradient is left out.  Steps and copies in between are refused.  Not with
+  // capturable.
+  Status accumulate(Span<const Gradient> grads, const Queueing& queueing = {}) noexcept;
+  Status step_accumulated(Span<const Rates> rates, const Queueing& queueing = {}) noexcept;
+  std::int64_t accumulated() const noexcept;  // how many micro-batches
+  void discard_accumulated() noexcept;
+
   // Ends an open step without counting it.  Parameters that were applied keep their update.
   Status cancel_step() noexcept;
 

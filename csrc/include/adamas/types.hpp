@@ -83,6 +83,10 @@ inline constexpr const char* kStateKindNames[] = {"moment1",  "moment2", "vhat",
                                                   "row_step", "scale1",  "scale2", "ema"};
 inline constexpr std::size_t kStateKinds = std::size(kStateKindNames);
 
+// What a step makes of gradients that were accumulated.
+enum class Reduction : std::uint8_t { mean, sum };
+inline constexpr const char* kReductionNames[] = {"mean", "sum"};
+
 // The options of one optimizer, or of a group of its parameters.
 struct AdamConfig {
   double beta1 = 0.9;       // in (0, 1), or 0 with allow_zero
@@ -111,6 +115,7 @@ struct AdamConfig {
   bool clip_after_decay = false;  // the norms are those of the gradients with L2 decay added
   double ema_decay = 0.0;         // > 0: keep moving averages of the parameters; below 1
   bool writes_delta = false;      // write what a parameter changes by, and leave it as it is
+  Reduction reduction = Reduction::mean;  // of accumulated gradients
 };
 
 // The options of a group that nothing else is said of.  Its max_grad_norm is for the gradients of
@@ -151,7 +156,8 @@ inline AdamConfig default_group(const AdamConfig& config) {
   OPTION(clip_per_array, true, true)         \
   OPTION(clip_after_decay, true, true)       \
   OPTION(ema_decay, true, false)             \
-  OPTION(writes_delta, true, false)
+  OPTION(writes_delta, true, false)          \
+  OPTION(reduction, true, false)
 
 // A parameter: `count` elements at `data`, which the optimizer updates in place and never owns.
 struct ParameterSpec {
