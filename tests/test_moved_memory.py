@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import adamas
+from adamas import _core
+from adamas._arrays import gradient
 from helpers import check_refused, check_same_states, parameters, run_threads
 
 SHAPE = (2, 3)
@@ -200,6 +202,29 @@ def test_threads_follow_at_once():
         param.rebind(param.data.copy())
         run_threads(*[lambda: optimizer((grad_of(0),))] * 4)
     assert optimizer.global_step == 80
+
+
+def spec_of(param, name, rates=0):
+    return _core.ParameterSpec(param.memory, name, rates, False, source=param)
+
+
+def test_parameters_that_are_added_are_watched():
+    holders = [Holder(np.ones(SHAPE, np.float32)) for _ in range(3)]
+    first, *params = [adamas.Parameter(holder) for holder in holders]
+    native = _core.Optimizer([spec_of(first, "first")], _core.AdamConfig(), gradient)
+    kept, holders[1].values = holders[1].values, np.ones(SHAPE, np.float32)
+    with pytest.raises(ValueError, match="'added' must keep its memory"):
+        native.add([spec_of(params[1], "other"), spec_of(params[0], "added")], [])
+    holders[1].values = kept
+    native.add([spec_of(params[0], "added")], [])
+    rates = _core.Rates([(0.1, 0.0)])
+    native.step((grad_of(0), grad_of(1)), rates)
+    params[0].rebind(params[0].memory.copy())
+    native.step((grad_of(0), grad_of(1)), rates)
+    holders[0].values = holders[0].values.copy()
+    with pytest.raises(ValueError, match="'first' must keep its memory"):
+        native.step((grad_of(0), grad_of(1)), rates)
+    assert native.global_step == 2
 
 
 # torch
