@@ -349,6 +349,19 @@ def test_a_refused_step_leaves_the_version(torch):
     assert (weight.grad == 1).all()
 
 
+def test_versions_without_an_optimizer(torch):
+    weight, loss = weight_that_is_saved(torch)
+    with torch.inference_mode():
+        without = torch.ones(2)
+    params = [weight, torch.ones(2), without, np.ones(2, np.float32)]
+    grads = [torch.ones(SHAPE), None, torch.ones(2), np.ones(2, np.float32)]
+    moments = [[torch.zeros(2) if i else torch.zeros(SHAPE) for i in range(4)] for _ in range(2)]
+    adamas.functional.adam(params, grads, *moments, steps=[0] * 4, learning_rate=0.1)
+    assert params[1]._version == 0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_versions_of_some_parameters(torch):
     """Tensors beside arrays, and one that has no version."""
     with torch.inference_mode():
