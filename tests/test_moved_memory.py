@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import adamas
+from adamas import _core
+from adamas._arrays import gradient
 from helpers import check_refused, check_same_states, parameters, run_threads
 
 SHAPE = (2, 3)
@@ -202,6 +204,29 @@ def test_threads_follow_at_once():
     assert optimizer.global_step == 80
 
 
+def spec_of(param, name, rates=0):
+    return _core.ParameterSpec(param.memory, name, rates, False, source=param)
+
+
+def test_parameters_that_are_added_are_watched():
+    holders = [Holder(np.ones(SHAPE, np.float32)) for _ in range(3)]
+    first, *params = [adamas.Parameter(holder) for holder in holders]
+    native = _core.Optimizer([spec_of(first, "first")], _core.AdamConfig(), gradient)
+    kept, holders[1].values = holders[1].values, np.ones(SHAPE, np.float32)
+    with pytest.raises(ValueError, match="'added' must keep its memory"):
+        native.add([spec_of(params[1], "other"), spec_of(params[0], "added")], [])
+    holders[1].values = kept
+    native.add([spec_of(params[0], "added")], [])
+    rates = _core.Rates([(0.1, 0.0)])
+    native.step((grad_of(0), grad_of(1)), rates)
+    params[0].rebind(params[0].memory.copy())
+    native.step((grad_of(0), grad_of(1)), rates)
+    holders[0].values = holders[0].values.copy()
+    with pytest.raises(ValueError, match="'first' must keep its memory"):
+        native.step((grad_of(0), grad_of(1)), rates)
+    assert native.global_step == 2
+
+
 # torch
 
 
@@ -322,6 +347,19 @@ def test_a_refused_step_leaves_the_version(torch):
     optimizer.state_dict(parameters=True)
     loss.backward()
     assert (weight.grad == 1).all()
+
+
+def test_versions_without_an_optimizer(torch):
+    weight, loss = weight_that_is_saved(torch)
+    with torch.inference_mode():
+        without = torch.ones(2)
+    params = [weight, torch.ones(2), without, np.ones(2, np.float32)]
+    grads = [torch.ones(SHAPE), None, torch.ones(2), np.ones(2, np.float32)]
+    moments = [[torch.zeros(2) if i else torch.zeros(SHAPE) for i in range(4)] for _ in range(2)]
+    adamas.functional.adam(params, grads, *moments, steps=[0] * 4, learning_rate=0.1)
+    assert params[1]._version == 0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_versions_of_some_parameters(torch):

@@ -28,6 +28,14 @@ bool is_in_place(py::handle owner, const BoundParameter& parameter) {
   return parameter.count() == 0 || address_of(owner) == parameter.data();
 }
 
+// The module if it is imported, or null.
+py::object imported_torch() {
+  const auto modules = py::module_::import("sys").attr("modules").cast<py::dict>();
+  if (!modules.contains("torch")) return {};
+  const py::object torch = modules["torch"];
+  return py::hasattr(torch, "Tensor") ? torch : py::object();  // none yet while it is imported
+}
+
 // torch's function that counts for a list of tensors, or null.
 py::object torch_increment(const py::object& torch) {
   try {
@@ -65,10 +73,8 @@ void check_state_owner(py::handle owner, const void* data, const std::string& la
 }
 
 VersionCounters::VersionCounters(const std::vector<py::object>& owners) {
-  const auto modules = py::module_::import("sys").attr("modules").cast<py::dict>();
-  if (!modules.contains("torch")) return;
-  const py::object torch = modules["torch"];
-  if (!py::hasattr(torch, "Tensor")) return;  // it is just being imported
+  const py::object torch = imported_torch();
+  if (!torch) return;
   tensors_.resize(owners.size());
   for (std::size_t i = 0; i < owners.size(); ++i) {
     if (!has_version(torch, owners[i])) continue;
@@ -98,6 +104,28 @@ void VersionCounters::advance(const std::vector<Gradient>& grads) const {
 
 void VersionCounters::advance(std::size_t i) const {
   if (increment_ && tensors_[i]) advance(tensors_[i]);
+}
+
+void advance_versions(PyObject* const* params, const std::vector<Gradient>& grads) {
+  py::list written;
+  for (std::size_t i = 0; i < grads.size(); ++i) {
+    if (grads[i].is_absent || DLExchange::of(Py_TYPE(params[i])) == nullptr) continue;
+    written.append(py::handle(params[i]));
+  }
+  if (written.empty()) return;
+  // Looked up once: there are such objects, and so there is torch, or else another library.
+  static thread_local PyObject* const increment = [] {
+    const py::object torch = imported_torch();
+    return torch ? torch_increment(torch).release().ptr() : nullptr;
+  }();
+  if (increment == nullptr) return;
+  if (py::reinterpret_steal<py::object>(PyObject_CallOneArg(increment, written.ptr()))) return;
+  PyErr_Clear();  // one of them has no version: made in inference mode, or not torch's
+  for (const py::handle one : written) {
+    if (!py::reinterpret_steal<py::object>(PyObject_CallOneArg(increment, one.ptr()))) {
+      PyErr_Clear();
+    }
+  }
 }
 
 }  // namespace adamas::bindings

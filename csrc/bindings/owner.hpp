@@ -41,4 +41,7 @@ class VersionCounters {
   std::vector<pybind11::object> tensors_;  // by parameter, or null
 };
 
+// The same where no optimizer knows the tensors: those of `params` that had a gradient.
+void advance_versions(PyObject* const* params, const std::vector<Gradient>& grads);
+
 }  // namespace adamas::bindings

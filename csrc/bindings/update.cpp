@@ -13,6 +13,7 @@
 #include "adamas/update.hpp"
 #include "bindings/device_array.hpp"
 #include "bindings/dlpack.hpp"
+#include "bindings/owner.hpp"
 #include "bindings/parameter.hpp"
 #include "bindings/register.hpp"
 #include "bindings/without_gil.hpp"
@@ -441,6 +442,7 @@ PyObject* step(PyObject* const* args, PyObject* const* states) {
     raise_if_error(status,
                    has_index ? ": params[" + std::to_string(status.index()) + "]" : std::string());
   }
+  advance_versions(Items(args[kParams], "params").items, scratch.grads);
   steps.store();
   return PyBool_FromLong(result.skipped ? 0 : 1);
 }
