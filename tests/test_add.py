@@ -205,6 +205,18 @@ def test_steps_in_parts_know_the_new_ones():
     check_same_states(optimizer, whole)
 
 
+def test_state_of_the_callers_comes_with_a_parameter():
+    optimizer = adamas.Adam(make_params(FIRST), **BASE)
+    moment1 = np.full(3, 0.5, np.float32)
+    param = adamas.Parameter(np.ones(3, np.float32), "new", moment1=moment1)
+    optimizer.add(param)
+    optimizer({"new": np.ones(3, np.float32)})
+    assert np.shares_memory(optimizer.moment1[2], moment1)
+    np.testing.assert_allclose(moment1, 0.8 * 0.5 + 0.2 * (1 + 0.05), rtol=1e-6)
+    bad = adamas.Parameter(np.ones(3, np.float32), "bad", vhat=np.ones(3, np.float32))
+    check_refused(optimizer, lambda: optimizer.add(bad), ValueError, "state", "bad")
+
+
 @pytest.mark.parametrize("options", [{"use_locking": True}, {"num_threads": 3}, {"ema_decay": 0.9}])
 def test_ways_to_run(options):
     optimizer = adamas.Adam(make_params(FIRST), **BASE, **options)

@@ -346,6 +346,18 @@ def test_keys_of_a_state_are_kept():
     assert everything(with_own_keys) != everything(first)
 
 
+def test_state_of_the_callers_stays_with_other_keys():
+    moment1 = np.zeros(48, np.uint16)
+    param = adamas.Parameter(np.ones(48, np.float32), "weight", moment1=moment1)
+    made = adamas.Adam([param], state_dtype="bfloat16")
+    state = made.state_dict(parameters=True)
+    state["parameters"]["weight"]["key"] = 5
+    made.load_state_dict(state)
+    made([np.ones(48, np.float32)])
+    assert moment1.any()
+    assert made.state_dict()["parameters"]["weight"]["moment1"].tobytes() == moment1.tobytes()
+
+
 def test_a_state_with_other_keys_that_is_refused():
     made = make(np.float16, steps=1, state_dtype="int8", master_weights=True)
     state = make(np.float16, steps=3, state_dtype="int8", master_weights=True).state_dict()

@@ -246,6 +246,50 @@ def test_a_schedule_that_is_shared(copied):
     assert first is not schedule
 
 
+def with_state():
+    shape = (4, 3)
+    rng = np.random.default_rng(1)
+    arrays = {
+        kind: np.array(rng.random(shape), np.float32) for kind in ("moment1", "moment2", "vhat")
+    }
+    return adamas.Parameter(np.ones(shape, np.float32), "weight", **arrays), arrays
+
+
+@every_way
+def test_state_of_the_callers_is_copied_and_stays_shared(copied):
+    """A framework's state dict, pickled beside the optimizer, is still the optimizer's state."""
+    parameter, arrays = with_state()
+    optimizer = adamas.Adam([parameter], 0.1, use_amsgrad=True)
+    steps(optimizer, 1)
+    twin, new_arrays = copied((optimizer, arrays))
+    before = everything(optimizer)
+    steps(twin, 2)
+    assert everything(optimizer) == before
+    steps(optimizer, 2)
+    check_same_states(twin, optimizer)
+    for kind, one in new_arrays.items():
+        assert np.shares_memory(getattr(twin, kind)[0], one)
+        assert not np.shares_memory(one, arrays[kind])
+        np.testing.assert_array_equal(one, arrays[kind])
+
+
+@every_way
+def test_state_of_the_callers_that_has_no_copy(copied):
+    moment1 = np.zeros((8, 3), np.float32)[:4]
+    parameter = adamas.Parameter(np.ones((4, 3), np.float32), "weight", moment1=moment1)
+    optimizer = adamas.Adam([parameter])
+    check_refused(optimizer, lambda: copied(optimizer), TypeError, "'weight'", "can't be copied")
+
+
+@every_way
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+def test_axes_in_another_order(order, copied):
+    data = np.ones((2, 3, 4), np.float32).transpose(order)
+    optimizer = adamas.Adam([adamas.Parameter(data, "weight")], 0.1)
+    steps(optimizer, 1)
+    check_goes_on(optimizer, copied)
+
+
 # Parameters
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -432,6 +433,21 @@ def test_gradients_by_name_in_any_order():
         tree = nested(grads)
         by_name(dict(reversed(tree.items())) if step else dict(zip(NAMES, grads, strict=True)))
     check_same_states(by_name, listed)
+
+
+@pytest.mark.parametrize("use_locking", [False, True])
+def test_schedules_are_asked_once_for_gradients_by_name(use_locking):
+    schedule = Counted()
+    optimizer = make(learning_rate=schedule, use_locking=use_locking)
+    for _ in range(3):
+        optimizer(dict(zip(NAMES, [np.ones(shape, np.float32) for shape in SHAPES], strict=True)))
+    assert schedule.asked == [0, 1, 2]
+
+
+def test_gradients_by_name_in_a_mapping_of_another_kind():
+    optimizer = make()
+    optimizer(MappingProxyType({"bias": np.ones(17, np.float32)}))
+    assert optimizer.steps == [0, 0, 1]
 
 
 def test_parameters_without_a_name_have_that_of_their_position():

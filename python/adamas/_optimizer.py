@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, get_args
@@ -16,15 +15,13 @@ from ._device_arrays import stream_number
 from ._fork import add_lock
 from ._groups import GroupOptions, Member
 from ._parameter import Parameter
+from ._parts import StepsInParts
 from ._rates import RateBook
-from ._settings import Settings
 from ._state import OptimizerState
 from ._step_rates import Index, StepRates
 from .typing import (
-    Gradient,
     Grads,
     LearningRate,
-    MissingGradients,
     More,
     Params,
     Target,
@@ -32,7 +29,7 @@ from .typing import (
 )
 
 
-class Optimizer(Settings):
+class Optimizer(StepsInParts):
     """Base of `Adam` and `AdamWeightDecay`, which document the parameters of the constructor."""
 
     # No others can be set by mistake; subclasses of users have a __dict__.
@@ -42,10 +39,8 @@ class Optimizer(Settings):
         "_keys",
         "_native_step",
         "_rates_of_capture",
-        "_submitted",
         "_target",
         "_unique",
-        "_worker",
     )
     # What a subclass has unless told otherwise, which its repr leaves out.
     _usual_options: ClassVar[Mapping[str, Any]] = _options.plain(_core.AdamConfig())
@@ -74,8 +69,8 @@ class Optimizer(Settings):
         self._lock = nullcontext()
         if config.use_locking:
             add_lock(self)
-        self._worker: ThreadPoolExecutor | None = None
-        self._submitted: list[Future[None]] = []
+        self._worker = None
+        self._submitted = []
         self._unique = True
         self._members = members
         self._index = {id(member.parameter): i for i, member in enumerate(members)}
@@ -86,12 +81,18 @@ class Optimizer(Settings):
             list(dict.fromkeys((member.group, member.decays) for member in members)),
         )
         self._check_amsgrad(self._configs)
-        keys = [_keys.key_of(member.parameter, member.name) for member in members]
+        keys = self._keys_of(members)
         self._use(self._made(keys), keys)
         self._target: Target = "CPU" if self._native.device < 0 else "GPU"
         self._is_plain = not (config.use_locking or config.capturable)
         # A step that is being captured takes its rates from the device.
         self._rates_of_capture = _core.Rates([(0.0, 0.0)] * len(self._rates.indices))
+
+    def _keys_of(self, members: Sequence[Member]) -> list[int]:
+        """Return a key for each parameter, or -1 where nothing is rounded stochastically."""
+        if self._given.state_format is _core.StateFormat.real:
+            return [-1] * len(members)
+        return [_keys.key_of(member.parameter, member.name) for member in members]
 
     def _made(self, keys: list[int]) -> _core.Optimizer:
         """Return a native optimizer with a key for each parameter's stochastic rounding."""
@@ -157,7 +158,7 @@ class Optimizer(Settings):
             groups = [replace(self._defaults, config=self._defaults.config.copy())]
         configs = [*self._configs, *(group.config for group in groups)]
         self._check_amsgrad(configs)
-        keys = [_keys.key_of(member.parameter, member.name) for member in members]
+        keys = self._keys_of(members)
         places = dict(self._rates.places)
         for member in members:
             places.setdefault((member.group, member.decays), len(places))
@@ -252,26 +253,33 @@ class Optimizer(Settings):
         """
         try:
             if stream is None and self._is_plain:
-                self._native_step(grads, self._rates.constant or self._next_rates())
+                self._native_step(grads, self._rates.constant or self._rates_for(grads))
             else:
                 self._ordered_step(grads, stream_number(stream))
             return True
         except TypeError:  # asked about dicts only here: a step of a small model is microseconds
             if not isinstance(grads, Mapping):
                 raise
-        return self(_named.in_order(grads, [m.name for m in self._members]), stream=stream)
+        return Optimizer.__call__(self, self._in_order(grads), stream=stream)
+
+    def _in_order(self, grads: Mapping[str, Any]) -> list[Any]:
+        return _named.in_order(grads, [member.name for member in self._members])
+
+    def _rates_for(self, grads: Grads) -> _core.Rates:
+        """Ask the schedules, unless the gradients have to be put in order first."""
+        if isinstance(grads, dict):
+            raise TypeError
+        return self._next_rates()
 
     def _ordered_step(self, grads: Grads, stream: int | None) -> None:
+        if isinstance(grads, Mapping):
+            grads = self._in_order(grads)
         with self._lock:
             is_captured = self._config.capturable and self._native.is_capturing(grads, stream)
             rates = self._rates_of_capture if is_captured else self._next_rates()
             self._native_step(grads, rates, stream)
 
     step = __call__
-
-    def _next_rates(self) -> _core.Rates:
-        """Return the learning rates and weight decays of the next step."""
-        return self._rates.constant or self._rates.at(self._native.global_step)
 
     def refresh_rates(self, step: int | None = None, *, stream: Any = None) -> None:
         """Send the learning rates and weight decays that replays of captured steps use from now on.
@@ -293,99 +301,6 @@ class Optimizer(Settings):
         with self._lock:
             rates = self._next_rates() if step is None else self._rates.at(step)
             self._native.set_rates(rates, number)
-
-    def begin_step(self) -> None:
-        """Open a step that is made one parameter at a time, inside the backward pass.
-
-        Then call `apply` once for each parameter, in any order, and `end_step`. The result has the
-        bits of one call with all gradients. Learning rates are those of this moment. If the
-        backward pass fails in between, the parameters applied so far have moved; `cancel_step`
-        gives up the rest.
-
-        Raises
-        ------
-        RuntimeError
-            If a step is open, or the optimizer clips or skips (``max_grad_norm``,
-            ``skip_nonfinite``), which needs all gradients first.
-        """
-        with self._lock:
-            self._native.begin_step(self._next_rates())
-
-    def apply(self, param: Parameter, grad: Gradient, *, stream: Any = None) -> None:
-        """Update one parameter of the open step as soon as its gradient exists.
-
-        Parameters
-        ----------
-        param : Parameter
-            One of `parameters`.
-        grad : array or RowTensor
-            As in a whole step.
-        stream : int or stream, optional
-            Likewise.
-
-        Raises
-        ------
-        RuntimeError
-            If no step is open, or the parameter was applied in it already.
-        TypeError, ValueError, IndexError
-            As a whole step does. Nothing has changed then, and the step stays open.
-        """
-        self._native.apply(self._position(param), grad, stream_number(stream))
-
-    def submit(self, param: Parameter, grad: Gradient, *, stream: Any = None) -> None:
-        """Start to update one parameter of the open step, and return; `end_step` waits for it.
-
-        With ``use_offload`` the update runs in another thread, beside the rest of the backward
-        pass: the gradient must stay as it is until then. Otherwise this is `apply`.
-
-        Parameters
-        ----------
-        param, grad, stream
-            As in `apply`. What is wrong with them `end_step` raises.
-        """
-        if not self._config.use_offload:
-            self.apply(param, grad, stream=stream)
-            return
-        position = self._position(param)
-        number = stream_number(stream)
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, thread_name_prefix="adamas")
-        self._submitted.append(self._worker.submit(self._native.apply, position, grad, number))
-
-    def _finish_submitted(self) -> None:
-        """Wait for all that was submitted; raise the first error."""
-        submitted, self._submitted = self._submitted, []
-        wait(submitted)
-        for update in submitted:
-            update.result()
-
-    def end_step(self, *, missing: MissingGradients = "error") -> None:
-        """Close the step.
-
-        Parameters
-        ----------
-        missing : {"error", "skip"}, keyword only
-            Whether a parameter that was not applied is an error, or has no gradient in this step
-            and is left as it is, with its number of steps (`steps`).
-
-        Raises
-        ------
-        RuntimeError
-            If a parameter is missing, which leaves the step open, or no step is open.
-        """
-        skip = validation.choice("missing", missing, get_args(MissingGradients)) == "skip"
-        if self._submitted:
-            self._finish_submitted()
-        self._native.end_step(skip)
-
-    def cancel_step(self) -> None:
-        """Give up the open step, when the backward pass has failed, without counting it.
-
-        Parameters that were applied keep their update; RuntimeError if no step is open.
-        """
-        submitted, self._submitted = self._submitted, []
-        wait(submitted)
-        self._native.cancel_step()
 
     @property
     def parameters(self) -> list[Parameter]:

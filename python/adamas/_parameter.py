@@ -313,8 +313,9 @@ class RowTensor:
         return self._dense_shape
 
     def __repr__(self) -> str:
+        indices: Any = self._indices
         try:
-            entries = f"{len(self._indices):,} entries"
+            entries = f"{len(indices):,} entries"
         except TypeError:
-            entries = type(self._indices).__name__
+            entries = type(indices).__name__
         return f"RowTensor({entries}, dense_shape={self._dense_shape})"

@@ -138,29 +138,28 @@ class Settings(Strict):
         with self._lock:
             groups = range(len(self._configs)) if group is None else [group]
             self._check_group_norm(name, checked, groups)
-            self._change({place: {name: checked} for place in groups})
+            self._change(groups, name, checked)
             if group is None:
                 setattr(self._given, name, checked)
                 setattr(self._defaults.config, name, checked)
 
-    def _change(self, changes: dict[int, dict[str, Any]]) -> None:
-        """Give groups other options, all or none."""
-        changed = {place: self._configs[place].copy() for place in changes}
-        for place, options in changes.items():
-            for name, value in options.items():
-                setattr(changed[place], name, value)
+    def _change(self, groups: Sequence[int], name: str, value: Any) -> None:
+        """Give all of these groups another option, or none of them."""
+        former = self._configs
+        changed = list(former)
         done = []
         try:
-            for place, config in changed.items():
-                for index in self._rates.indices_of(place):
-                    self._native.set_group(index, config)
-                    done.append((index, place))
+            for group in groups:
+                changed[group] = former[group].copy()
+                setattr(changed[group], name, value)
+                for index in self._rates.indices_of(group):
+                    self._native.set_group(index, changed[group])
+                    done.append((index, group))
         except BaseException:
-            for index, place in done:
-                self._native.set_group(index, self._configs[place])
+            for index, group in done:
+                self._native.set_group(index, former[group])
             raise
-        for place, config in changed.items():
-            self._configs[place] = config
+        self._configs = changed
 
     def _check_group_norm(self, name: str, value: Any, groups: Sequence[int]) -> None:
         """Refuse the norm of a group whose parameters the native side has at two indices."""
@@ -180,7 +179,7 @@ class Settings(Strict):
     def _common(self, name: str, values: Sequence[Any]) -> Any:
         if all(value is values[0] or value == values[0] for value in values):
             return values[0]
-        raise AttributeError(f"groups differ in it: see groups[i].{name}")
+        raise AttributeError(f"groups have different ones: see groups[i].{name}")
 
     def get_lr(self) -> float | tuple[float, ...]:
         """Return the learning rate that the next step uses.
@@ -241,6 +240,10 @@ class Settings(Strict):
         scale = validation.loss_scale("loss_scale", value)
         with self._lock:
             self._native.loss_scale = scale
+
+    def _next_rates(self) -> _core.Rates:
+        """Return the learning rates and weight decays of the next step."""
+        return self._rates.constant or self._rates.at(self._native.global_step)
 
     def _lr_at(self, rate: Rate, step: int) -> float:
         return self._native.used_learning_rate(rate.at(step))

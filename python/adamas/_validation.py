@@ -34,6 +34,8 @@ def listed(names: Iterable[str]) -> str:
 
 def is_real(value: object) -> bool:
     """Whether ``value`` is a Python or NumPy number that is real and not a bool."""
+    if type(value) is float:  # at once, for what is set in every step
+        return True
     return isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
 
 
@@ -61,7 +63,6 @@ def real(
         number = float(value)
     except OverflowError:  # an int beyond every float
         number = math.inf
-    wanted = _bounds(above, minimum, below, maximum)
     inside = (
         math.isfinite(number)
         and (above is None or number > above)
@@ -70,6 +71,7 @@ def real(
         and (maximum is None or number <= maximum)
     )
     if not inside:
+        wanted = _bounds(above, minimum, below, maximum)
         raise ValueError(f"{name} must be a finite number{wanted}, got {shown(value)}")
     return number
 
