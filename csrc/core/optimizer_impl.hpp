@@ -29,17 +29,22 @@ struct Optimizer::Impl {
   Status step(Span<const Gradient> grads, Span<const Rates> rates,
               const Queueing& queueing) noexcept;
   Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept;
-  Status allow_differing_steps() noexcept;
+  Status allow_differing_steps(void* stream) noexcept;
   Status add(Span<const ParameterSpec> parameters, Span<const AdamConfig> groups,
              Span<void* const> after);
   Status check_memory(Span<const NewMemory> memory) const noexcept;
   Status rebind(Span<const NewMemory> memory);
   Status read_counters(Counters* now) const noexcept;
+  Status read_steps(Span<std::int64_t> to) const noexcept;
+  Status set_global_step(std::int64_t step);
+  Status set_steps(Span<const std::int64_t> wanted);
+  Status move_steps(std::int64_t step, Span<const std::int64_t> moved) noexcept;
   Counters counted() const noexcept;
 
   // state_copies.cpp
   Status check_copies(Span<const ArrayCopy> copies) const noexcept;
-  Status check_load(Span<const ArrayCopy> from, const Counters& wanted) const noexcept;
+  Status check_load(Span<const ArrayCopy> from, const Counters& wanted,
+                    Span<const std::int64_t> steps) const noexcept;
 
   core::Options options;
   std::unique_ptr<core::Engine> engine;  // first, so that it goes last: it owns the state

@@ -25,7 +25,7 @@ class Engine final : public core::Engine {
   Status apply(const Selection& one, const core::Ordering& ordering) noexcept override;
   Status extend(std::size_t first, Span<void* const> after) override;
   void rebind(std::size_t parameter) noexcept override { stepper_->rebind(parameter); }
-  Status set_global_step(std::int64_t step, std::int64_t moved) noexcept override;
+  Status move_steps(std::int64_t step, Span<const std::int64_t> moved) noexcept override;
   Status copy_out(const ArrayCopy& copy) noexcept override;
   Status copy_in(const ArrayCopy& copy) noexcept override;
   Status decode(const Tensor& tensor, StateKind kind, float* values) noexcept override;
