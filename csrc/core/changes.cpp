@@ -38,7 +38,8 @@ Status Optimizer::Impl::add(Span<const ParameterSpec> parameters, Span<const Ada
   status = read_counters(&now);
   core::ParameterSteps more_steps = steps;
   if (status.ok()) status = more_steps.extend(parameters.size, now.global_step);
-  if (status.ok() && more_steps.differing() != nullptr) status = engine->allow_differing_steps();
+  if (status.ok() && more_steps.differing() != nullptr)
+    status = engine->allow_differing_steps(nullptr);
   if (!status.ok()) return status;
   core::ParameterLocks renewed;
   if (more.all.use_locking) renewed.prepare(grown.parameter_ranges());
@@ -111,16 +112,10 @@ Status Optimizer::Impl::set_group(std::size_t k, AdamConfig group) noexcept {
       return status;
     }
   }
-  const AdamConfig former = options.groups[k];
-  const bool measured = options.measures();
-  options.groups[k] = group;
-  if (engine->device() != kCpu && options.measures() != measured) {
-    options.groups[k] = former;
-    return {StatusCode::bad_state,
-            "on a device, clipping can't be turned on or off once an optimizer is made"};
-  }
-  engine->take_options();
-  return {};
+  const AdamConfig former = std::exchange(options.groups[k], group);
+  Status status = engine->take_options();
+  if (!status.ok()) options.groups[k] = former;
+  return status;
 }
 
 Status Optimizer::set_group(std::size_t k, const AdamConfig& group) noexcept {

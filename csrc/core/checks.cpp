@@ -164,6 +164,9 @@ Status check(const AdamConfig& config) {
     return bad(
         "writes_delta does not go with master_weights or ema_decay, which follow parameters");
   }
+  if (config.writes_delta && config.use_offload) {
+    return bad("writes_delta does not go with use_offload, which has parameters on the host");
+  }
   if (config.num_threads < 0) return bad("num_threads must not be negative");
   return {};
 }

@@ -91,8 +91,8 @@ class Engine {
   // the options have their groups.  An error has changed nothing.  Throws std::bad_alloc.
   virtual Status extend(std::size_t first, Span<void* const> after) = 0;
 
-  // The options of groups have changed.
-  virtual void take_options() noexcept {}
+  // The options of groups have changed; an error if the steps can't follow.
+  virtual Status take_options() noexcept { return {}; }
 
   // A whole step.
   virtual Status step(const Selection& all, const StepInput& input, const Ordering& ordering,
@@ -111,11 +111,13 @@ class Engine {
   // CPU.
   virtual void rebind(std::size_t /*parameter*/) noexcept {}
 
-  // After the last step: the number of steps becomes `step`, and what counts steps moves along.
-  virtual Status set_global_step(std::int64_t step, std::int64_t moved) noexcept = 0;
+  // After the last step: the optimizer has made `step` steps, and each parameter so many more than
+  // before; what counts steps for their rows moves along.
+  virtual Status move_steps(std::int64_t step, Span<const std::int64_t> moved) noexcept = 0;
 
-  // Whether parameters may differ in their steps from here on.
-  virtual Status allow_differing_steps() noexcept { return {}; }
+  // Whether parameters may differ in their steps from here on; `stream`: of the step that begins
+  // it.
+  virtual Status allow_differing_steps(void* /*stream*/) noexcept { return {}; }
 
   // After the last step: copies one array as it is stored; a moment as real numbers.
   virtual Status copy_out(const ArrayCopy& copy) noexcept = 0;

@@ -18,6 +18,12 @@ namespace adamas {
 using core::bad;
 using core::check;
 
+namespace {
+
+constexpr const char* kNoMemoryForSteps = "no memory for the steps of parameters";
+
+}  // namespace
+
 Status Optimizer::Impl::prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
                                 Span<void* const> after, Span<const AdamConfig> groups) {
   const core::FloatEnvironment pinned;
@@ -63,9 +69,9 @@ void Optimizer::Impl::set_loss_scale(double loss_scale) noexcept {
 }
 
 // Before the first step in which parameters differ in their numbers of steps.
-Status Optimizer::Impl::allow_differing_steps() noexcept {
+Status Optimizer::Impl::allow_differing_steps(void* stream) noexcept {
   if (steps.differing() != nullptr) return {};
-  if (Status status = engine->allow_differing_steps(); !status.ok()) return status;
+  if (Status status = engine->allow_differing_steps(stream); !status.ok()) return status;
   return steps.differ(counters.global_step());
 }
 
@@ -85,7 +91,7 @@ Status Optimizer::Impl::make_step(Span<const Gradient> grads, Span<const Rates> 
   if (Status status = gradients.check(all); !status.ok()) return status;
   const core::FloatEnvironment pinned;
   if (all.has_absent) {
-    if (Status status = allow_differing_steps(); !status.ok()) return status;
+    if (Status status = allow_differing_steps(queueing.stream); !status.ok()) return status;
   }
   core::StepInput made_with = input(rates);
   made_with.loss_scale = loss_scale;
@@ -178,7 +184,7 @@ Status Optimizer::end_step(bool skip_missing) noexcept {
   const std::lock_guard<core::CallMutex> lock(impl.mutex);
   Status status = skip_missing ? impl.parts.check_open() : impl.parts.check_complete();
   if (status.ok() && !impl.parts.is_complete()) {
-    status = impl.allow_differing_steps();
+    status = impl.allow_differing_steps(nullptr);
   }
   if (!status.ok()) return status;
   impl.parts.close();
@@ -217,38 +223,70 @@ double Optimizer::last_grad_norm() const noexcept { return impl_->counted().last
 
 std::int64_t Optimizer::global_step() const noexcept { return impl_->counted().global_step; }
 
-// Rows keep their distance to the current step.
-Status Optimizer::set_global_step(std::int64_t step) noexcept {
-  Impl& impl = *impl_;
-  if (step < 0 || step > core::kMaxStep) return bad("global_step must be in [0, 2^62]");
-  const std::lock_guard<core::CallMutex> lock(impl.mutex);
-  if (Status status = impl.parts.check_closed(); !status.ok()) return status;
-  Counters now;
-  Status status = impl.read_counters(&now);
-  if (status.ok()) status = impl.engine->set_global_step(step, step - now.global_step);
-  if (!status.ok()) return status;
-  impl.counters.set_global_step(step);
-  impl.steps.move(step - now.global_step);
+// The steps of each parameter, for a caller that holds the mutex.
+Status Optimizer::Impl::read_steps(Span<std::int64_t> to) const noexcept {
+  if (engine->counts_steps()) return engine->read_steps(to);
+  steps.read(counters.global_step(), to);
   return {};
+}
+
+// `step`: of the optimizer.  Rows keep their distance to the steps of their parameter.
+Status Optimizer::Impl::move_steps(std::int64_t step, Span<const std::int64_t> moved) noexcept {
+  if (Status status = engine->move_steps(step, moved); !status.ok()) return status;
+  counters.set_global_step(step);
+  steps.move(step, moved);
+  return {};
+}
+
+// All parameters move as far as the optimizer, but not out of the range.
+Status Optimizer::Impl::set_global_step(std::int64_t step) {
+  Counters now;
+  std::vector<std::int64_t> moved(storage.tensors().size());
+  Status status = read_counters(&now);
+  if (status.ok()) status = read_steps(moved);
+  if (!status.ok()) return status;
+  const std::int64_t wanted = step - now.global_step;
+  for (std::int64_t& one : moved) one = std::clamp(wanted, -one, core::kMaxStep - one);
+  return move_steps(step, moved);
+}
+
+Status Optimizer::Impl::set_steps(Span<const std::int64_t> wanted) {
+  if (Status status = allow_differing_steps(nullptr); !status.ok()) return status;
+  Counters now;
+  std::vector<std::int64_t> moved(wanted.size);
+  Status status = read_counters(&now);
+  if (status.ok()) status = read_steps(moved);
+  if (!status.ok()) return status;
+  for (std::size_t i = 0; i < wanted.size; ++i) moved[i] = wanted[i] - moved[i];
+  return move_steps(now.global_step, moved);
+}
+
+Status Optimizer::set_global_step(std::int64_t step) noexcept {
+  if (step < 0 || step > core::kMaxStep) return bad("global_step must be in [0, 2^62]");
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
+  if (Status status = impl_->parts.check_closed(); !status.ok()) return status;
+  try {
+    return impl_->set_global_step(step);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::out_of_memory, kNoMemoryForSteps};
+  }
 }
 
 Status Optimizer::steps(Span<std::int64_t> steps) const noexcept {
-  const Impl& impl = *impl_;
-  if (steps.size != impl.storage.tensors().size()) return bad(core::kNotAsManySteps);
-  const std::lock_guard<core::CallMutex> lock(impl.mutex);
-  if (impl.engine->counts_steps()) return impl.engine->read_steps(steps);
-  impl.steps.read(impl.counters.global_step(), steps);
-  return {};
+  if (steps.size != impl_->storage.tensors().size()) return bad(core::kNotAsManySteps);
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
+  return impl_->read_steps(steps);
 }
 
 Status Optimizer::set_steps(Span<const std::int64_t> steps) noexcept {
-  Impl& impl = *impl_;
-  if (Status status = core::check_steps(steps, impl.storage); !status.ok()) return status;
-  const std::lock_guard<core::CallMutex> lock(impl.mutex);
-  if (Status status = impl.parts.check_closed(); !status.ok()) return status;
-  if (Status status = impl.allow_differing_steps(); !status.ok()) return status;
-  if (impl.engine->counts_steps()) return impl.engine->write_steps(steps);
-  return impl.steps.write(impl.counters.global_step(), steps);
+  if (Status status = core::check_steps(steps, impl_->storage); !status.ok()) return status;
+  const std::lock_guard<core::CallMutex> lock(impl_->mutex);
+  if (Status status = impl_->parts.check_closed(); !status.ok()) return status;
+  try {
+    return impl_->set_steps(steps);
+  } catch (const std::bad_alloc&) {
+    return {StatusCode::out_of_memory, kNoMemoryForSteps};
+  }
 }
 
 AdamConfig Optimizer::config() const noexcept {

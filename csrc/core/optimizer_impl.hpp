@@ -31,8 +31,12 @@ struct Optimizer::Impl {
   Status step(Span<const Gradient> grads, Span<const Rates> rates,
               const Queueing& queueing) noexcept;
   Status apply(std::size_t i, const Gradient& grad, const Queueing& queueing) noexcept;
-  Status allow_differing_steps() noexcept;
+  Status allow_differing_steps(void* stream) noexcept;
   Status read_counters(Counters* now) const noexcept;
+  Status read_steps(Span<std::int64_t> to) const noexcept;
+  Status set_global_step(std::int64_t step);
+  Status set_steps(Span<const std::int64_t> wanted);
+  Status move_steps(std::int64_t step, Span<const std::int64_t> moved) noexcept;
   Counters counted() const noexcept;
 
   // accumulation.cpp
@@ -54,7 +58,8 @@ struct Optimizer::Impl {
 
   // state_copies.cpp
   Status check_copies(Span<const ArrayCopy> copies) const noexcept;
-  Status check_load(Span<const ArrayCopy> from, const Counters& wanted) const noexcept;
+  Status check_load(Span<const ArrayCopy> from, const Counters& wanted,
+                    Span<const std::int64_t> steps) const noexcept;
 
   core::Options options;
   std::unique_ptr<core::Engine> engine;  // first, so that it goes last: it owns the state

@@ -55,9 +55,10 @@ class ParameterSteps {
     for (std::size_t i = 0; i < own_.size(); ++i) own_[i] += applied[i];
   }
 
-  // The optimizer's number of steps was set: those of parameters keep their distance to it.
-  void move(std::int64_t moved) noexcept {
-    for (std::int64_t& step : own_) step = std::max<std::int64_t>(step + moved, 0);
+  // By parameter, how many steps it has made more than before; `step`: of the optimizer now.
+  void move(std::int64_t step, Span<const std::int64_t> moved) noexcept {
+    for (std::size_t i = 0; i < own_.size(); ++i) own_[i] += moved[i];
+    if (are_all(step, own_)) own_.clear();
   }
 
   void read(std::int64_t step, Span<std::int64_t> to) const noexcept {
@@ -65,7 +66,7 @@ class ParameterSteps {
   }
   // `step`: of the optimizer.  Numbers that all equal it are not kept.
   Status write(std::int64_t step, Span<const std::int64_t> from) noexcept {
-    if (std::all_of(from.begin(), from.end(), [&](std::int64_t one) { return one == step; })) {
+    if (are_all(step, from)) {
       own_.clear();
       return {};
     }
@@ -75,6 +76,10 @@ class ParameterSteps {
   }
 
  private:
+  static bool are_all(std::int64_t step, Span<const std::int64_t> steps) noexcept {
+    return std::all_of(steps.begin(), steps.end(), [&](std::int64_t one) { return one == step; });
+  }
+
   std::size_t parameters_ = 0;
   std::vector<std::int64_t> own_;  // empty: none differs
 };

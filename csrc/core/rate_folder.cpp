@@ -56,7 +56,7 @@ Status RateFolder::fold_by_parameter(const StepInput& input, const Factors& fact
     const std::int32_t rates = (*tensors_)[i].spec.rates;
     const rules::Factor& factor =
         factors.by_parameter == nullptr ? factors.all : factors.by_parameter[i];
-    const Key key{rates, input.step_of(i), factor.grad};
+    const Key key{rates, input.step_of(i), factor};
     const std::size_t used = keys_.size();
     const std::uint32_t place = find(key, used);
     place_of_[i] = place;
@@ -72,7 +72,7 @@ Status RateFolder::fold_by_parameter(const StepInput& input, const Factors& fact
 // Where what `key` folds to stands: `used` if that is still to be done.
 std::uint32_t RateFolder::find(const Key& key, std::size_t used) {
   std::uint64_t factor_bits;
-  std::memcpy(&factor_bits, &key.factor, sizeof factor_bits);
+  std::memcpy(&factor_bits, &key.factor.grad, sizeof factor_bits);
   std::uint64_t hash = static_cast<std::uint64_t>(key.step) * 0x9e3779b97f4a7c15U;
   hash = (hash ^ factor_bits ^ static_cast<std::uint64_t>(key.rates)) * 0xbf58476d1ce4e5b9U;
   const std::size_t mask = slots_.size() - 1;
@@ -83,7 +83,8 @@ std::uint32_t RateFolder::find(const Key& key, std::size_t used) {
       return slots_[slot] = static_cast<std::uint32_t>(used);
     }
     const Key& other = keys_[place];
-    if (other.rates == key.rates && other.step == key.step && other.factor == key.factor) {
+    if (other.rates == key.rates && other.step == key.step &&
+        other.factor.grad == key.factor.grad && other.factor.decay == key.factor.decay) {
       return place;
     }
   }

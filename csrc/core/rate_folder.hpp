@@ -50,7 +50,7 @@ class RateFolder {
   struct Key {
     std::int32_t rates;
     std::int64_t step;
-    double factor;
+    rules::Factor factor;
   };
 
   Status fold_by_rates(const StepInput& input, const rules::Factor& factor) noexcept;

@@ -19,7 +19,7 @@ Status check_row_steps(const ArrayCopy& copy, std::int64_t newest) {
     std::int64_t step;
     std::memcpy(&step, row_steps + offset, sizeof step);
     if (step > newest || step < -core::kMaxStep) {
-      return bad("row_step must be in [-2^62, global_step]",
+      return bad("row_step must be in [-2^62, the steps of its parameter]",
                  static_cast<std::int64_t>(copy.parameter));
     }
   }
@@ -47,9 +47,12 @@ Status Optimizer::Impl::check_copies(Span<const ArrayCopy> copies) const noexcep
   return {};
 }
 
-Status Optimizer::Impl::check_load(Span<const ArrayCopy> from,
-                                   const Counters& wanted) const noexcept {
+Status Optimizer::Impl::check_load(Span<const ArrayCopy> from, const Counters& wanted,
+                                   Span<const std::int64_t> own) const noexcept {
   if (Status status = check_copies(from); !status.ok()) return status;
+  if (own.size > 0) {
+    if (Status status = core::check_steps(own, storage); !status.ok()) return status;
+  }
   if (wanted.global_step < 0 || wanted.global_step > core::kMaxStep) {
     return bad("global_step must be in [0, 2^62]");
   }
@@ -60,7 +63,8 @@ Status Optimizer::Impl::check_load(Span<const ArrayCopy> from,
   if (Status status = check(changed); !status.ok()) return status;
   for (const ArrayCopy& copy : from) {
     if (copy.kind != StateKind::row_step) continue;
-    if (Status status = check_row_steps(copy, wanted.global_step); !status.ok()) return status;
+    const std::int64_t newest = own.size > 0 ? own[copy.parameter] : wanted.global_step;
+    if (Status status = check_row_steps(copy, newest); !status.ok()) return status;
   }
   return {};
 }
@@ -81,9 +85,7 @@ Status Optimizer::save(Span<const ArrayCopy> to, Counters* counters,
   counters->loss_scale = impl.options.all.loss_scale;
   Status status = impl.read_counters(counters);
   if (!status.ok() || steps.size == 0) return status;
-  if (impl.engine->counts_steps()) return impl.engine->read_steps(steps);
-  impl.steps.read(counters->global_step, steps);
-  return {};
+  return impl.read_steps(steps);
 }
 
 Status Optimizer::load(Span<const ArrayCopy> from, const Counters& counters,
@@ -91,12 +93,12 @@ Status Optimizer::load(Span<const ArrayCopy> from, const Counters& counters,
   Impl& impl = *impl_;
   const std::lock_guard<core::CallMutex> lock(impl.mutex);
   const core::ParameterLocks::Guard guard(impl.locks.all());
-  Status status = impl.check_load(from, counters);
-  if (status.ok() && steps.size > 0) status = core::check_steps(steps, impl.storage);
+  Status status = impl.check_load(from, counters, steps);
   core::ParameterSteps fresh;
   fresh.prepare(impl.storage.tensors().size());
   if (status.ok()) status = fresh.write(counters.global_step, steps);
-  if (status.ok() && fresh.differing() != nullptr) status = impl.engine->allow_differing_steps();
+  if (status.ok() && fresh.differing() != nullptr)
+    status = impl.engine->allow_differing_steps(nullptr);
   if (!status.ok()) return status;
   for (const ArrayCopy& copy : from) {
     if (status.ok() && copy.nbytes > 0) status = impl.engine->copy_in(copy);

@@ -115,7 +115,12 @@ Status AdamUpdate::Impl::take_arrays(Span<const ParameterSpec> parameters) {
   if (status.ok()) status = check_given();
   if (!status.ok()) return status;
   gradients.prepare(options, storage);
-  return engine->start(options, storage.tensors(), {});
+  status = engine->start(options, storage.tensors(), {});
+  if (status.ok() && engine->counts_steps()) {
+    return bad(
+        "max_grad_norm and skip_nonfinite need an optimizer on a device, which decides there");
+  }
+  return status;
 }
 
 Status AdamUpdate::Impl::prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
@@ -146,6 +151,9 @@ Status AdamUpdate::Impl::step(Span<const Gradient> grads, Span<const Rates> rate
   if (Status status = gradients.check(all); !status.ok()) return status;
   const auto is_first = [&](std::int64_t step) { return step == steps[0]; };
   const bool alike = std::all_of(steps.begin(), steps.end(), is_first);
+  if (!alike) {
+    if (Status status = engine->allow_differing_steps(queueing.stream); !status.ok()) return status;
+  }
   const core::StepInput input{steps.size == 0 ? 1 : steps[0] + 1, alike ? nullptr : steps.data,
                               rates, options.all.loss_scale};
   const std::vector<core::RangeLock*> no_locks;

@@ -90,8 +90,10 @@ Status Engine::start(const core::Options& options, const std::vector<Tensor>& te
 
 Status Engine::extend(std::size_t first, Span<void* const>) {
   auto stepper = std::make_unique<Stepper>();
-  rates_.prepare(*options_, *tensors_);
+  core::RateFolder rates;
+  rates.prepare(*options_, *tensors_);
   stepper->prepare(*options_, *tensors_, rates_);
+  rates_ = std::move(rates);
   stepper_ = std::move(stepper);
   by_group_.clear();
   load_masters(*tensors_, first);
@@ -178,11 +180,12 @@ Status Engine::accumulate(const Selection& all, const core::Accumulation& sums,
   return {};
 }
 
-Status Engine::set_global_step(std::int64_t, std::int64_t moved) noexcept {
-  for (const Tensor& tensor : *tensors_) {
+Status Engine::move_steps(std::int64_t, Span<const std::int64_t> moved) noexcept {
+  for (std::size_t i = 0; i < moved.size; ++i) {
+    const Tensor& tensor = (*tensors_)[i];
     std::int64_t* row_steps = tensor.row_steps();
     if (row_steps == nullptr) continue;
-    for (std::int64_t row = 0; row < tensor.spec.rows; ++row) row_steps[row] += moved;
+    for (std::int64_t row = 0; row < tensor.spec.rows; ++row) row_steps[row] += moved[i];
   }
   return {};
 }

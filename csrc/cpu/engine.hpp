@@ -27,7 +27,7 @@ class Engine final : public core::Engine {
   Status accumulate(const Selection& all, const core::Accumulation& sums,
                     const core::Ordering& ordering) noexcept override;
   void rebind(std::size_t parameter) noexcept override { stepper_->rebind(parameter); }
-  Status set_global_step(std::int64_t step, std::int64_t moved) noexcept override;
+  Status move_steps(std::int64_t step, Span<const std::int64_t> moved) noexcept override;
   Status copy_out(const ArrayCopy& copy) noexcept override;
   Status copy_in(const ArrayCopy& copy) noexcept override;
   Status decode(const Tensor& tensor, StateKind kind, float* values) noexcept override;

@@ -68,7 +68,9 @@ class Stepper {
   Scaling listed_scaling(const Tensor& tensor) const;
   Scaling row_scaling(const Tensor& tensor, const RowMerge& merge, const ListedRow& listed,
                       Folded& own) const;
-  bool is_sparse(std::size_t parameter) const { return selection_.grad(parameter).rows != nullptr; }
+  bool is_sparse(std::size_t parameter) const {
+    return selection_.grad(parameter).rows != nullptr && !is_absent(parameter);
+  }
   bool is_absent(std::size_t parameter) const { return selection_.grad(parameter).is_absent; }
   bool updates_all_rows(std::size_t parameter) const;
   bool updates_blocks() const;

@@ -70,6 +70,7 @@ Status Engine::start(const core::Options& options, const std::vector<core::Tenso
                      Span<void* const> after) {
   options_ = &options;
   tensors_ = &tensors;
+  note_clipping();
   rates_.prepare(options, tensors);
   control_ = std::make_unique<StepControl>();
   stepper_ = std::make_unique<Stepper>();
@@ -92,11 +93,12 @@ Status Engine::extend(std::size_t first, Span<void* const> after) {
   auto control = std::make_unique<StepControl>();
   auto stepper = std::make_unique<Stepper>();
   std::vector<std::int64_t> steps(tensors_->size());
-  rates_.prepare(*options_, *tensors_);
+  core::RateFolder rates;
+  rates.prepare(*options_, *tensors_);
   Status status = queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_streams(queue, after);
     timeline_.follow_all(queue);
-    control->prepare(queue, *options_, tensors_->size(), rates_.has_float32());
+    control->prepare(queue, *options_, tensors_->size(), rates.has_float32());
     if (control_->decides()) {
       Counters counters;
       control_->read(queue, &counters);
@@ -116,17 +118,51 @@ Status Engine::extend(std::size_t first, Span<void* const> after) {
   }
   control_->release(timeline_.stream());
   stepper_->release(timeline_.stream());
+  rates_ = std::move(rates);
   control_ = std::move(control);
   stepper_ = std::move(stepper);
+  note_clipping();
   return {};
 }
 
-Status Engine::allow_differing_steps() noexcept {
+// How all that has been prepared can clip, and graphs replay it.
+void Engine::note_clipping() noexcept {
+  can_measure_ = options_->measures();
+  clips_groups_ = options_->clips_groups();
+  clips_apart_ = options_->clips_apart();
+}
+
+Status Engine::take_options() noexcept {
+  if (!broken_.ok()) return broken_;
+  const bool clips_groups = options_->clips_groups();
+  const bool clips_apart = options_->clips_apart();
+  if (options_->measures() && !can_measure_) {
+    return {StatusCode::bad_state,
+            "on a device, clipping can't be turned on once an optimizer is made without"};
+  }
+  if (timeline_.has_captured() && (clips_groups != clips_groups_ || clips_apart != clips_apart_)) {
+    return {StatusCode::bad_state,
+            "how groups are clipped can't be changed any more once a step was captured in a graph"};
+  }
+  if (control_->decides() && clips_apart) {
+    if (Status status = allow_differing_steps(nullptr); !status.ok()) return status;
+  }
+  clips_groups_ = clips_groups;
+  clips_apart_ = clips_apart;
+  control_->forget_groups();
+  return {};
+}
+
+Status Engine::allow_differing_steps(void* stream) noexcept {
   if (!broken_.ok()) return broken_;
   if (control_->has_differing()) return {};
   if (timeline_.has_captured()) {
     return {StatusCode::bad_state,
-            "parameters can't be left out of steps any more once one was captured in a graph"};
+            "parameters can't begin to differ in their steps once one was captured in a graph"};
+  }
+  if (is_capturing(stream)) {
+    return {StatusCode::bad_state,
+            "make a step that leaves out a parameter before one is captured in a graph"};
   }
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_all(queue);
@@ -142,7 +178,7 @@ Status Engine::check_capture(const core::Selection& selection) const {
     return {StatusCode::bad_state, "a step can be captured in a graph with capturable=True only"};
   }
   for (std::size_t i = selection.first; i < selection.last; ++i) {
-    if (selection.grad(i).rows == nullptr) continue;
+    if (selection.grad(i).rows == nullptr || selection.grad(i).is_absent) continue;
     return {StatusCode::bad_state, "a step with a sparse gradient can't be captured in a graph",
             static_cast<std::int64_t>(i)};
   }
@@ -217,12 +253,12 @@ Status Engine::apply(const core::Selection& one, const core::Ordering& ordering)
                     [&](Queue& queue) { return queue_step(queue, one, nullptr, ordering); });
 }
 
-Status Engine::set_global_step(std::int64_t step, std::int64_t moved) noexcept {
+Status Engine::move_steps(std::int64_t step, Span<const std::int64_t> moved) noexcept {
   if (!broken_.ok()) return broken_;
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_all(queue);
     queue.touch();
-    control_->set_step(queue, step, moved);
+    control_->move_steps(queue, step, moved);
     stepper_->add_row_steps(queue, moved);
     queue.finish();
     return {};

@@ -30,13 +30,13 @@ class Engine final : public core::Engine {
   Status extend(std::size_t first, Span<void* const> after) override;
   Status accumulate(const core::Selection& all, const core::Accumulation& sums,
                     const core::Ordering& ordering) noexcept override;
-  void take_options() noexcept override { control_->forget_groups(); }
-  Status allow_differing_steps() noexcept override;
+  Status take_options() noexcept override;
+  Status allow_differing_steps(void* stream) noexcept override;
   Status step(const core::Selection& all, const core::StepInput& input,
               const core::Ordering& ordering, core::StepResult* result) noexcept override;
   Status begin(const core::StepInput& input) noexcept override;
   Status apply(const core::Selection& one, const core::Ordering& ordering) noexcept override;
-  Status set_global_step(std::int64_t step, std::int64_t moved) noexcept override;
+  Status move_steps(std::int64_t step, Span<const std::int64_t> moved) noexcept override;
   Status copy_out(const ArrayCopy& copy) noexcept override;
   Status copy_in(const ArrayCopy& copy) noexcept override;
   Status decode(const core::Tensor& tensor, StateKind kind, float* values) noexcept override;
@@ -55,12 +55,16 @@ class Engine final : public core::Engine {
   template <class Work>
   Status queue_work(Stream stream, Work work) noexcept;
   Status finish(Queue& queue) noexcept;
+  void note_clipping() noexcept;
   Status check_capture(const core::Selection& selection) const;
   Status queue_step(Queue& queue, const core::Selection& selection, const core::StepInput* input,
                     const core::Ordering& ordering);
 
   Device device_;
   const core::Options* options_ = nullptr;
+  bool can_measure_ = false;   // has reserved what that takes
+  bool clips_groups_ = false;  // how steps are queued, and graphs replay them
+  bool clips_apart_ = false;
   const std::vector<core::Tensor>* tensors_ = nullptr;
   Status broken_;  // an error after which the state can't be relied on
   Timeline timeline_;

@@ -17,8 +17,8 @@ int bits_of_rows(std::int64_t rows) {
 template <class Visit>
 void for_sparse(const core::Selection& selection, Visit visit) {
   for (std::size_t i = selection.first; i < selection.last; ++i) {
-    const RowIndices* rows = selection.grad(i).rows;
-    if (rows != nullptr && rows->count > 0) visit(i, *rows);
+    const Gradient& grad = selection.grad(i);
+    if (!grad.is_absent && grad.rows != nullptr && grad.rows->count > 0) visit(i, *grad.rows);
   }
 }
 

@@ -191,17 +191,15 @@ void StepControl::write(Queue& queue, const Counters& counters) {
   queue.copy(pinned_.get(), control_, sizeof(control));
 }
 
-void StepControl::set_step(Queue& queue, std::int64_t step, std::int64_t moved) {
+// Without differ() all move alike, with the optimizer.
+void StepControl::move_steps(Queue& queue, std::int64_t step, Span<const std::int64_t> moved) {
   if (!decides_) return;
-  if (behind_ != nullptr) {
-    std::vector<std::int64_t> steps(tensors_count_);
-    read_steps(queue, steps);
-    for (std::int64_t& one : steps) one = std::max<std::int64_t>(one + moved, 0);
-    queue.store(&control_->step, &step, sizeof(step));
-    write_steps(queue, steps);
-    return;
-  }
+  std::vector<std::int64_t> steps(tensors_count_);
+  if (behind_ != nullptr) read_steps(queue, steps);
   queue.store(&control_->step, &step, sizeof(step));
+  if (behind_ == nullptr) return;
+  for (std::size_t i = 0; i < moved.size; ++i) steps[i] += moved[i];
+  write_steps(queue, steps);
 }
 
 void StepControl::read_steps(Queue& queue, Span<std::int64_t> steps) {

@@ -57,7 +57,7 @@ class StepControl {
 
   void read(Queue& queue, Counters* counters);  // the host waits
   void write(Queue& queue, const Counters& counters);
-  void set_step(Queue& queue, std::int64_t step, std::int64_t moved);
+  void move_steps(Queue& queue, std::int64_t step, Span<const std::int64_t> moved);
   void read_steps(Queue& queue, Span<std::int64_t> steps);  // the host waits
   void write_steps(Queue& queue, Span<const std::int64_t> steps);
 

@@ -93,7 +93,9 @@ void Stepper::measure(Queue& queue, const core::Selection& selection) {
 void Stepper::measure_rows(Queue& queue, const core::Selection& selection, std::size_t i) {
   const Gradient& grad = selection.grad(i);
   const core::Tensor& tensor = (*tensors_)[i];
-  if (grad.rows == nullptr || grad.rows->count == 0 || tensor.spec.count == 0) return;
+  if (grad.is_absent || grad.rows == nullptr || grad.rows->count == 0 || tensor.spec.count == 0) {
+    return;
+  }
   const SparseRows::Rows& rows = sparse_.of(i);
   const std::int64_t count = rows.sorted.count;
   queue.launch_for(Kernel::row_squares, count, kSumGroups,
@@ -211,13 +213,13 @@ void Stepper::set_row_steps(Queue& queue, const StepArgs& step, const Gradient& 
   queue.launch_for(Kernel::set_row_steps, args.count, kItemThreads, args);
 }
 
-void Stepper::add_row_steps(Queue& queue, std::int64_t moved) {
+void Stepper::add_row_steps(Queue& queue, Span<const std::int64_t> moved) {
   for (std::size_t i = 0; i < tables_.size(); ++i) {
     std::int64_t* row_steps = tables_.entry(i).row_steps;
-    if (row_steps == nullptr || moved == 0) continue;
+    if (row_steps == nullptr || moved[i] == 0) continue;
     const std::int64_t rows = (*tensors_)[i].spec.rows;
     queue.launch_for(Kernel::add_row_steps, rows, kItemThreads,
-                     AddRowStepsArgs{row_steps, rows, moved});
+                     AddRowStepsArgs{row_steps, rows, moved[i]});
   }
 }
 

@@ -39,7 +39,7 @@ class Stepper {
   // Updates parameters and state, with scalars that the host has folded or the device will.
   void update(Queue& queue, const core::Selection& selection, const core::RateFolder& rates);
 
-  void add_row_steps(Queue& queue, std::int64_t moved);
+  void add_row_steps(Queue& queue, Span<const std::int64_t> moved);  // by parameter
 
   // After an error: what was sent may not have come.
   void forget() { tables_.forget(); }

@@ -23,8 +23,8 @@ class OffloadEngine final : public core::Engine {
               const core::Ordering& ordering, core::StepResult* result) noexcept override;
   Status begin(const core::StepInput& input) noexcept override { return host_.begin(input); }
   Status apply(const core::Selection& one, const core::Ordering& ordering) noexcept override;
-  Status set_global_step(std::int64_t step, std::int64_t moved) noexcept override {
-    return host_.set_global_step(step, moved);
+  Status move_steps(std::int64_t step, Span<const std::int64_t> moved) noexcept override {
+    return host_.move_steps(step, moved);
   }
   Status copy_out(const ArrayCopy& copy) noexcept override;
   Status copy_in(const ArrayCopy& copy) noexcept override;

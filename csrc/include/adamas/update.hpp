@@ -40,7 +40,8 @@ class ADAMAS_API AdamUpdate {
   // Updates all parameters whose gradients are not absent.  ParameterSpec::states has all state
   // that the options keep (Optimizer says which).  steps[i]: how many steps parameter i has made;
   // each counts this one unless it is skipped.  `groups` are those of Optimizer::create.  Not with
-  // use_locking, capturable or use_offload, nor with state that has scales or steps of its own.
+  // use_locking, capturable or use_offload, nor with state that has scales or steps of its own; on
+  // a device, not with max_grad_norm or skip_nonfinite, for which the caller would have to wait.
   Status step(const AdamConfig& config, Span<const ParameterSpec> parameters,
               Span<const Gradient> grads, Span<const Rates> rates, Span<std::int64_t> steps,
               UpdateResult* result = nullptr, Span<const AdamConfig> groups = {},
