@@ -236,11 +236,11 @@ def elements(grad):
 
 def check_skipped(optimizer, call, *, skipped_before=0):
     """A call changes nothing but what says that it was skipped."""
-    before, (step, *_) = everything(optimizer)
+    before, (step, steps, *_) = everything(optimizer)
     assert call() is True
     after, counters = everything(optimizer)
     assert after == before
-    assert counters[:3] == (step, skipped_before + 1, True)
+    assert counters[:4] == (step, steps, skipped_before + 1, True)
 
 
 @every_policy
