@@ -94,11 +94,11 @@ def everything(optimizer):
     states = [array.tobytes() for arrays in states_of(optimizer).values() for array in arrays]
     counters = (
         optimizer.global_step,
-        optimizer.steps,
         optimizer.skipped_steps,
         optimizer.last_step_skipped,
         repr(optimizer.last_grad_norm),
         optimizer.loss_scale,
+        optimizer.steps,
     )
     return states, counters
 

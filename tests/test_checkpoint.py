@@ -298,6 +298,13 @@ def test_the_order_matters_where_bits_depend_on_it():
     check_refused(made, lambda: made.load_state_dict(state), ValueError, "order", "weight", "bias")
 
 
+def test_a_parameter_in_two_groups_of_a_state_is_refused():
+    made = make(steps=1)
+    state = make(steps=2).state_dict()
+    state["groups"].append({**state["groups"][0], "parameters": ["bias"]})
+    check_refused(made, lambda: made.load_state_dict(state), ValueError, "groups", "'bias'", "once")
+
+
 @pytest.mark.parametrize("options", [{"state_dtype": "int8"}, {"state_dtype": "bfloat16"},
                                      {"max_grad_norm": 0.1, "clip_per_array": True}])  # fmt: skip
 def test_the_order_does_not_matter_elsewhere(options):

@@ -4,6 +4,7 @@
 that version installed, ``python tests/test_old_checkpoints.py VERSION`` has written them.
 """
 
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import adamas
-from helpers import everything
+from helpers import check_refused, everything
 
 FOLDER = Path(__file__).resolve().parent / "old_checkpoints"
 VERSIONS = ("0.1.0",)
@@ -97,6 +99,64 @@ def test_an_old_file_goes_on_to_the_bit(case, version):
     assert everything(resumed) == everything(finished)
     ours, theirs = (one.state_dict()["parameters"] for one in (resumed, finished))
     assert pickle.dumps(ours) == pickle.dumps(theirs)
+
+
+def version_1(optimizer):
+    """Return a state as 0.1.0 has written it, of an optimizer that 0.1.0 could have made."""
+    state = optimizer.state_dict()
+    (group,) = state.pop("groups")
+    del group["parameters"], group["max_grad_norm"]
+    options = {**group, **state["options"]}
+    for name in (
+        "maximize",
+        "clip_per_array",
+        "clip_after_decay",
+        "epsilon_placement",
+        "ema_decay",
+    ):
+        del options[name]
+    for entry in state["parameters"].values():
+        del entry["step"]
+    return {**state, "version": 1, "options": options}
+
+
+def some_steps(count, **options):
+    param = adamas.Parameter(exact_values((9,), np.float32, 1), "weight")
+    optimizer = adamas.Adam([param], 0.1, beta1=0.8, **options)
+    for _ in range(count):
+        optimizer(gradients(optimizer))
+    return optimizer
+
+
+def test_the_old_form_is_that_of_the_files():
+    names = set(version_1(some_steps(1))["options"])
+    with safe_open(path("0.1.0", no_bias_correction, 3), "np") as file:
+        described = json.loads(file.metadata()["adamas"])
+    assert names == set(described["state"]["options"])
+
+
+REFUSED = {
+    "another option": ({"beta1": 0.7}, {}, ["beta1", "0.8", "0.7"]),
+    "an option that is missing": ({"eps": None}, {}, ["options", "eps"]),
+    "an option that it could not have": ({"maximize": False}, {}, ["options", "maximize"]),
+    "an optimizer with a new option": ({}, {"maximize": True}, ["maximize"]),
+    "with another place of eps": ({}, {"epsilon_placement": "inside"}, ["epsilon_placement"]),
+    "with averages": ({}, {"ema_decay": 0.9}, ["ema"]),
+}
+
+
+@pytest.mark.parametrize(("changes", "options", "fragments"), REFUSED.values(), ids=REFUSED)
+def test_an_old_state_that_does_not_fit(changes, options, fragments):
+    state = version_1(some_steps(3))
+    for name, value in changes.items():
+        state["options"].pop(name, None)
+        if value is not None:
+            state["options"][name] = value
+    optimizer = some_steps(1, **options)
+    check_refused(optimizer, lambda: optimizer.load_state_dict(state), ValueError, *fragments)
+    fits = some_steps(1)
+    fits.load_state_dict(version_1(some_steps(3)))
+    assert (fits.global_step, fits.steps) == (3, [3])
 
 
 def write(version):

@@ -187,24 +187,34 @@ _KEYS = (
 )
 
 
+_OPTIONS_OF_VERSION_1 = (
+    *("numerics", "beta1", "beta2", "eps", "use_nesterov", "use_amsgrad"),
+    *("decoupled_weight_decay", "bias_correction", "row_policy", "max_grad_norm"),
+    *("skip_nonfinite", "state_dtype", "seed", "master_weights"),
+)
+
+
 def _from_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a state of 0.1.0 means: one step for all, one group, keys by position."""
-    usual = _options.plain(_core.AdamConfig())
-    options = {**usual, **_mapping("state['options']", state["options"])}
+    found = _mapping("state['options']", state["options"])
+    _check_keys("state['options']", found, _OPTIONS_OF_VERSION_1)
+    options = {**_options.plain(_core.AdamConfig()), **found}
     entries = _mapping("state['parameters']", state["parameters"])
     is_random = options["state_dtype"] != "float32"
-    steps = {"step": state["global_step"]}
     group = {name: options[name] for name in _options.GROUP_OPTIONS}
-    names = [_options.users_name(name) for name in _options.OPTIMIZER_OPTIONS]
-    unknown = [name for name in state["options"] if name not in usual]
+    names = map(_options.users_name, _options.OPTIMIZER_OPTIONS)
+    more = [
+        {"step": state["global_step"], **({"key": i} if is_random else {})}
+        for i in range(len(entries))
+    ]
     return {
         **state,
         "version": VERSION,
-        "options": {name: options[name] for name in [*names, *unknown]},
+        "options": {name: options[name] for name in names},
         "groups": [{"parameters": list(entries), **group, "max_grad_norm": None}],
         "parameters": {
-            name: {**_mapping(_label(name), entry), **steps, **({"key": i} if is_random else {})}
-            for i, (name, entry) in enumerate(entries.items())
+            name: {**_mapping(_label(name), entry), **added}
+            for (name, entry), added in zip(entries.items(), more, strict=True)
         },
     }
 
@@ -268,7 +278,9 @@ def _check_groups(found: Any, wanted: list[dict[str, Any]]) -> None:
                 f"{label}['parameters'] must be a list of names, got "
                 f"{validation.shown(group['parameters'])}"
             )
-        places.update(dict.fromkeys(group["parameters"], place))
+        for name in group["parameters"]:
+            if places.setdefault(name, place) != place:
+                raise ValueError(f"state['groups'] must hold parameter {name!r} once; two do")
     for group in wanted:
         names = group["parameters"]
         for name in names:
