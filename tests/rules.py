@@ -48,6 +48,7 @@ VARIATIONS = {
     "clip_per_array": {"max_grad_norm": 0.5, "clip_per_array": True},
     "clip_after_decay": {"max_grad_norm": 0.5, "clip_after_decay": True, "weight_decay": 0.037},
     "ema": {"ema_decay": 0.9},
+    "sum": {"reduction": "sum"},  # of what was accumulated
 }
 POLICIES = ("exact", "lazy", "catch_up")  # for rows that a sparse gradient does not list
 STATE_DTYPES = ("bfloat16", "int8")

@@ -100,9 +100,7 @@ def without_amsgrad(options):
 
 
 def like(variant, dtype, **more):
-    return Arrays(
-        dtype, vhat=variant.get("use_amsgrad", False), ema="ema_decay" in variant, **more
-    )
+    return Arrays(dtype, vhat=variant.get("use_amsgrad", False), ema="ema_decay" in variant, **more)
 
 
 def make_adam(arrays, *, adopted, **options):
@@ -403,7 +401,11 @@ BAD = {
         ValueError,
         "shares memory with a parameter or the state",
     ),
-    "negative steps": (lambda a: a.steps.__setitem__(1, -1), ValueError, "[0, 2^62] (position 1): params[1]"),
+    "negative steps": (
+        lambda a: a.steps.__setitem__(1, -1),
+        ValueError,
+        "[0, 2^62] (position 1): params[1]",
+    ),
     "too many steps": (lambda a: a.steps.__setitem__(1, 2**62 + 1), ValueError, "[0, 2^62]"),
     "steps of another type": (lambda a: a.steps.__setitem__(1, 1.0), TypeError, "steps[1] must be"),
     "no list": (lambda a: setattr(a, "moment1", 3), TypeError, "moment1 must be a tuple or list"),

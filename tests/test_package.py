@@ -295,7 +295,8 @@ def test_a_project_may_contain_the_sources(tmp_path):
 
 
 # PoolLease is for adamas._core alone.
-API = r"(adamas::\w+\(|adamas::(Optimizer|AdamUpdate|cpu::PoolLease|core::Internals)::~?\w+\(|adamas_\w+$)"
+CLASSES = "Optimizer|AdamUpdate|cpu::PoolLease|core::Internals"
+API = rf"(adamas::\w+\(|adamas::({CLASSES})::~?\w+\(|adamas_\w+$)"
 
 
 def test_the_library_shows_its_api_and_nothing_else():

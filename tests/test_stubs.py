@@ -180,7 +180,7 @@ def test_annotations_can_be_read_at_run_time():
     for function in (adamas.Adam, adamas.AdamWeightDecay, adamas.Parameter, adamas.RowTensor):
         hints = get_type_hints(function.__init__)
         assert hints.keys() >= set(inspect.signature(function).parameters)
-    assert get_type_hints(adamas.Adam.__call__)["grads"] == adamas.typing.Grads
+    assert get_type_hints(adamas.Adam.__call__)["grads"] == adamas.typing.Grads | None
     assert get_type_hints(adamas.typing.Group)["lr"] == adamas.typing.LearningRate
 
 

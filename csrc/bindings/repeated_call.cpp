@@ -3,8 +3,9 @@
 //
 // A function of Python with that many keywords takes as long as a small step.  This callable wraps
 // it, and remembers of the last call of the thread the names of its keywords, the objects that came
-// as options, and the AdamConfig that the function has made of them.  Where all are the same objects
-// again, it calls update() itself; else, and whenever update() does not know an array, the function.
+// as options, and the AdamConfig that the function has made of them.  Where all are the same
+// objects again, it calls update() itself; else, and whenever update() does not know an array, the
+// function.
 #include <array>
 #include <cstddef>
 #include <vector>
@@ -94,7 +95,7 @@ struct Known {
       keywords.push_back(keyword_of(PyTuple_GET_ITEM(given, k)));
       const Place place = keywords.back().place;
       // Arrays are not kept alive: that there is one is what counts.
-      values.push_back(place == kOption ? py::reinterpret_borrow<py::object>(value)
+      values.push_back(place == kOption   ? py::reinterpret_borrow<py::object>(value)
                        : value == Py_None ? py::object(py::none())
                                           : py::object(py::bool_(true)));
     }
@@ -116,8 +117,8 @@ PyObject* call_again(const Known& call, PyObject* const* args, py::ssize_t count
   states[0] = args[2];
   states[1] = args[3];
   if (count == kMostPositional) states[2] = args[4];
-  PyObject* arguments[kArguments] = {call.config.ptr(), args[0],   args[1],  nullptr, nullptr,
-                                     kUsualRate,        kNoDecay,  Py_False, Py_None};
+  PyObject* arguments[kArguments] = {call.config.ptr(), args[0],  args[1],  nullptr, nullptr,
+                                     kUsualRate,        kNoDecay, Py_False, Py_None};
   for (std::size_t k = 0; k < call.keywords.size(); ++k) {
     const Keyword& keyword = call.keywords[k];
     PyObject* const value = args[static_cast<std::size_t>(count) + k];

@@ -1,8 +1,8 @@
 // adamas._core.update: one step over arrays of the caller's, without an optimizer.
 //
 // It reads arrays of NumPy, of libraries with the exchange functions of DLPack, and DeviceArray.
-// For others it returns NotImplemented, having done nothing: python/adamas/functional.py brings them
-// into these forms.  A plain function of C, because it may be called for each parameter.
+// For others it returns NotImplemented, having done nothing: python/adamas/functional.py brings
+// them into these forms.  A plain function of C, because it may be called for each parameter.
 #include "bindings/update.hpp"
 
 #include <cmath>
@@ -109,8 +109,7 @@ bool view_exchanged(const DLExchange& exchange, PyObject* object, Array* array) 
     step *= tensor.shape[axis];
   }
   array->is_writeable = true;
-  array->is_aligned =
-      reinterpret_cast<std::uintptr_t>(array->data) % item_size(array->dtype) == 0;
+  array->is_aligned = reinterpret_cast<std::uintptr_t>(array->data) % item_size(array->dtype) == 0;
   array->device = kCpu;
   array->stream = nullptr;
   count_elements(array);
@@ -360,8 +359,7 @@ constexpr std::size_t kGivenStates[] = {
 void check_length(const Items& items, py::ssize_t wanted, const char* name) {
   if (items.size == wanted) return;
   throw py::value_error(std::string(name) + " must hold one array for each of the " +
-                        std::to_string(wanted) + " parameters, got " +
-                        std::to_string(items.size));
+                        std::to_string(wanted) + " parameters, got " + std::to_string(items.size));
 }
 
 // Fills specs and gradients; false if an object is of another kind.
@@ -459,7 +457,8 @@ PyObject* call_update(PyObject*, PyObject* const* args, py::ssize_t count) {
 
 PyMethodDef kMethods[] = {
     {"update", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_update)),
-     METH_FASTCALL, "Make one step over arrays of the caller's; NotImplemented for unknown arrays."},
+     METH_FASTCALL,
+     "Make one step over arrays of the caller's; NotImplemented for unknown arrays."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

@@ -14,6 +14,7 @@ from .typing import (
     LearningRate,
     Numerics,
     Params,
+    Reduction,
     RowPolicy,
     StateDtype,
     WeightDecay,
@@ -158,6 +159,8 @@ class Adam(Optimizer):
     ema_decay : float, optional, keyword only
         In (0, 1): keep averages of the parameters in `ema`, each step multiplying them by this and
         adding the rest of the parameter.
+    reduction : {"mean", "sum"}, keyword only
+        What a step makes of gradients that were accumulated (`accumulate`).
     comm : communicator, optional, keyword only
         An mpi4py communicator, or anything with ``Get_size()``, of one process.
     num_threads : int, optional, keyword only
@@ -230,6 +233,7 @@ class Adam(Optimizer):
         seed: int = 0,
         master_weights: bool = False,
         ema_decay: float | None = None,
+        reduction: Reduction = "mean",
         comm: Any = None,
         num_threads: int | None = None,
         capturable: bool = False,
@@ -262,6 +266,9 @@ class Adam(Optimizer):
         config.clip_after_decay = validation.flag("clip_after_decay", clip_after_decay)
         if ema_decay is not None:
             config.ema_decay = validation.real("ema_decay", ema_decay, above=0.0, below=1.0)
+        config.reduction = _core.Reduction[
+            validation.choice("reduction", reduction, get_args(Reduction))
+        ]
         lazy = validation.flag("use_lazy", use_lazy)
         offload = validation.flag("use_offload", use_offload)
         config.use_offload = offload

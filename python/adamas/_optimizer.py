@@ -10,12 +10,12 @@ from typing import NoReturn as Never  # what typing calls it from Python 3.11 on
 
 from . import _copying, _core, _face, _groups, _keys, _named, _options
 from . import _validation as validation
+from ._accumulation import Accumulating
 from ._arrays import FloatArray, gradient
 from ._device_arrays import stream_number
 from ._fork import add_lock
 from ._groups import GroupOptions, Member
 from ._parameter import Parameter
-from ._parts import StepsInParts
 from ._rates import RateBook
 from ._state import OptimizerState
 from ._step_rates import Index, StepRates
@@ -29,7 +29,7 @@ from .typing import (
 )
 
 
-class Optimizer(StepsInParts):
+class Optimizer(Accumulating):
     """Base of `Adam` and `AdamWeightDecay`, which document the parameters of the constructor."""
 
     # No others can be set by mistake; subclasses of users have a __dict__.
@@ -196,14 +196,15 @@ class Optimizer(StepsInParts):
         if uses_amsgrad and (config.row_policy is _core.RowPolicy.lazy or config.use_offload):
             raise ValueError("use_amsgrad must not be True together with use_lazy or use_offload")
 
-    def __call__(self, grads: Grads, *, stream: Any = None) -> bool:
+    def __call__(self, grads: Grads | None = None, *, stream: Any = None) -> bool:
         """Make one step: update every parameter in place.
 
         Parameters
         ----------
-        grads : tuple or list of arrays or RowTensor, or dict of them
-            The gradients in the order of `parameters`, each with its parameter's shape; or under
-            the names of the parameters, where a dict in a dict adds its key and a dot. A parameter
+        grads : tuple or list of arrays or RowTensor, or dict of them; optional
+            Without any, the step is made of those that were accumulated (`accumulate`). The
+            gradients in the order of `parameters`, each with its parameter's shape; or under the
+            names of the parameters, where a dict in a dict adds its key and a dot. A parameter
             whose gradient is None, or not in the dict, is left as it is, and so is its number of
             steps (`steps`). Sparse gradients are a `RowTensor`, a SciPy sparse matrix or a torch
             sparse COO tensor over rows. C-contiguous arrays of the parameter's type, or of any of
@@ -240,7 +241,8 @@ class Optimizer(StepsInParts):
             If a row index is outside its parameter, or a vector or iterator of learning rates is
             exhausted.
         RuntimeError
-            If a step in parts (`begin_step`) is open.
+            If a step in parts (`begin_step`) is open; if there are no gradients and none were
+            accumulated, or gradients though some were.
 
         Whatever is raised, nothing has changed: no parameter, no moment, no counter.
 
@@ -258,6 +260,8 @@ class Optimizer(StepsInParts):
                 self._ordered_step(grads, stream_number(stream))
             return True
         except TypeError:  # asked about dicts only here: a step of a small model is microseconds
+            if grads is None:
+                return self._step_accumulated(stream)
             if not isinstance(grads, Mapping):
                 raise
         return Optimizer.__call__(self, self._in_order(grads), stream=stream)
@@ -265,13 +269,15 @@ class Optimizer(StepsInParts):
     def _in_order(self, grads: Mapping[str, Any]) -> list[Any]:
         return _named.in_order(grads, [member.name for member in self._members])
 
-    def _rates_for(self, grads: Grads) -> _core.Rates:
+    def _rates_for(self, grads: Grads | None) -> _core.Rates:
         """Ask the schedules, unless the gradients have to be put in order first."""
-        if isinstance(grads, dict):
+        if grads is None or isinstance(grads, dict):
             raise TypeError
         return self._next_rates()
 
-    def _ordered_step(self, grads: Grads, stream: int | None) -> None:
+    def _ordered_step(self, grads: Grads | None, stream: int | None) -> None:
+        if grads is None:
+            raise TypeError
         if isinstance(grads, Mapping):
             grads = self._in_order(grads)
         with self._lock:

@@ -185,49 +185,29 @@ def adam(
         config = _config(options)
     if type(grad_centralization) is not bool:
         grad_centralization = validation.flag("grad_centralization", grad_centralization)
-    names = None
-    states = (moment1, moment2, vhat, master, ema, None)
+    names: list[str] | None = None
+    states: tuple[Any, ...] = (moment1, moment2, vhat, master, ema, None)
+    arrays: tuple[Any, ...] = (params, grads, states, steps)
     if isinstance(params, Mapping):
         names = list(params)
-        params, grads, states, steps_list = _listed(names, params, grads, states, steps)
-    else:
-        steps_list = steps
+        arrays = _listed(names, params, grads, states, steps)
     if out == "delta":
-        states, deltas = _with_delta(names, params, states, delta)
+        arrays, deltas = _with_delta(names, arrays, delta)
     elif delta is not None:
         raise ValueError("delta must be None unless out='delta'")
     if type(learning_rate) is not float or type(weight_decay) is not float:
         learning_rate = validation.real("learning_rate", learning_rate, minimum=0.0)
         weight_decay = validation.real("weight_decay", weight_decay, minimum=0.0)
-    made = _core.update(
-        config,
-        params,
-        grads,
-        states,
-        steps_list,
-        learning_rate,
-        weight_decay,
-        grad_centralization,
-        keys,
-    )
+    rest = (learning_rate, weight_decay, grad_centralization, keys)
+    made = _core.update(config, *arrays, *rest)
     if made is NotImplemented:
-        made = _update_any(
-            config,
-            params,
-            grads,
-            states,
-            steps_list,
-            learning_rate,
-            weight_decay,
-            grad_centralization,
-            keys,
-        )
+        made = _update_any(config, *arrays, *rest)
     if names is not None:
-        steps.update(zip(names, steps_list, strict=True))
+        steps.update(zip(names, arrays[3], strict=True))
     if out == "param":
         return made
-    if not made:
-        for array in deltas:
+    for array, grad in zip(deltas, arrays[1], strict=True):
+        if grad is None or not made:
             array[...] = 0
     return deltas if names is None else dict(zip(names, deltas, strict=True))
 
@@ -344,16 +324,15 @@ def _in_order(names: list[str], label: str, given: Any) -> list[Any]:
 
 
 def _with_delta(
-    names: list[str] | None, params: Any, states: tuple[Any, ...], delta: Any
+    names: list[str] | None, arrays: tuple[Any, ...], delta: Any
 ) -> tuple[tuple[Any, ...], list[Any]]:
-    """Return the states with places for what the parameters change by, which are zero."""
+    """Add places for what the parameters change by."""
+    params, grads, states, steps = arrays
     if delta is None:
-        deltas: list[Any] = [np.zeros_like(parameter_array(param)) for param in params]
+        deltas: list[Any] = [np.empty_like(parameter_array(param)) for param in params]
     else:
         deltas = list(delta) if names is None else _in_order(names, "delta", delta)
-        for array in deltas:
-            array[...] = 0
-    return (*states[:-1], deltas), deltas
+    return (params, grads, (*states[:-1], deltas), steps), deltas
 
 
 def _update_any(config: _core.AdamConfig, params: Any, grads: Any, states: Any, *rest: Any) -> bool:

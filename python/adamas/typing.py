@@ -36,6 +36,7 @@ __all__ = [
     "Numerics",
     "Order",
     "Params",
+    "Reduction",
     "RowPolicy",
     "StateDtype",
     "Target",
@@ -125,6 +126,7 @@ More = Params | Parameter | Array | Group
 """What an optimizer takes later: what it takes at first, or one of it."""
 
 EpsilonPlacement = Literal["outside", "inside"]
+Reduction = Literal["mean", "sum"]
 MissingGradients = Literal["error", "skip"]
 Numerics = Literal["standard", "mindspore"]
 RowPolicy = Literal["exact", "lazy", "catch_up"]
