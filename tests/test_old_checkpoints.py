@@ -101,23 +101,19 @@ def test_an_old_file_goes_on_to_the_bit(case, version):
     assert pickle.dumps(ours) == pickle.dumps(theirs)
 
 
+def options_of_0_1_0():
+    with safe_open(path("0.1.0", no_bias_correction, 3), "np") as file:
+        return json.loads(file.metadata()["adamas"])["state"]["options"]
+
+
 def version_1(optimizer):
     """Return a state as 0.1.0 has written it, of an optimizer that 0.1.0 could have made."""
     state = optimizer.state_dict()
     (group,) = state.pop("groups")
-    del group["parameters"], group["max_grad_norm"]
     options = {**group, **state["options"]}
-    for name in (
-        "maximize",
-        "clip_per_array",
-        "clip_after_decay",
-        "epsilon_placement",
-        "ema_decay",
-    ):
-        del options[name]
     for entry in state["parameters"].values():
         del entry["step"]
-    return {**state, "version": 1, "options": options}
+    return {**state, "version": 1, "options": {name: options[name] for name in options_of_0_1_0()}}
 
 
 def some_steps(count, **options):
@@ -126,13 +122,6 @@ def some_steps(count, **options):
     for _ in range(count):
         optimizer(gradients(optimizer))
     return optimizer
-
-
-def test_the_old_form_is_that_of_the_files():
-    names = set(version_1(some_steps(1))["options"])
-    with safe_open(path("0.1.0", no_bias_correction, 3), "np") as file:
-        described = json.loads(file.metadata()["adamas"])
-    assert names == set(described["state"]["options"])
 
 
 REFUSED = {
