@@ -199,9 +199,10 @@ def adam(
         learning_rate = validation.real("learning_rate", learning_rate, minimum=0.0)
         weight_decay = validation.real("weight_decay", weight_decay, minimum=0.0)
     rest = (learning_rate, weight_decay, grad_centralization, keys)
-    made = _core.update(config, *arrays, *rest)
+    call: tuple[Any, ...] = (config, *arrays, *rest)
+    made = _core.update(*call)
     if made is NotImplemented:
-        made = _update_any(config, *arrays, *rest)
+        made = _update_any(*call)
     if names is not None:
         steps.update(zip(names, arrays[3], strict=True))
     if out == "param":
