@@ -11,13 +11,57 @@ namespace {
 
 constexpr std::uint32_t kFree = ~std::uint32_t{0};
 
+// What one element of the rates is folded from.
+struct Source {
+  const AdamConfig& config;
+  const Rates& rates;
+  std::int64_t step;
+  const rules::Factor& factor;
+  const rules::Reals& reals;
+};
+
+ADAMAS_RULE bool fold_source(const Source& source, rules::Squares& squares1,
+                             rules::Squares& squares2, rules::RunningPowers* running,
+                             rules::FoldedRates* folded) {
+  const rules::Corrections corrections =
+      rules::used_corrections(source.config, squares1, squares2, source.step, running);
+  return rules::fold_rates(source.config, source.rates, corrections, source.step, source.factor,
+                           source.reals, folded);
+}
+
+// The powers of the betas are made of fused multiply-adds, each a call where the machine is not
+// known to have them.  The bits are the same.
+using Fold = bool (*)(const Source& source, rules::Squares& squares1, rules::Squares& squares2,
+                      rules::RunningPowers* running, rules::FoldedRates* folded);
+
+bool fold_anywhere(const Source& source, rules::Squares& squares1, rules::Squares& squares2,
+                   rules::RunningPowers* running, rules::FoldedRates* folded) {
+  return fold_source(source, squares1, squares2, running, folded);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("fma"))) bool fold_with_fma(const Source& source, rules::Squares& squares1,
+                                                  rules::Squares& squares2,
+                                                  rules::RunningPowers* running,
+                                                  rules::FoldedRates* folded) {
+  return fold_source(source, squares1, squares2, running, folded);
+}
+
+const Fold fold_here = __builtin_cpu_supports("fma") ? fold_with_fma : fold_anywhere;
+#else
+const Fold fold_here = fold_anywhere;
+#endif
+
 }  // namespace
 
 void RateFolder::prepare(const Options& options, const std::vector<Tensor>& tensors) {
   options_ = &options;
   tensors_ = &tensors;
-  has_float32_ = std::any_of(tensors.begin(), tensors.end(),
-                             [](const Tensor& tensor) { return tensor.real == DType::float32; });
+  const auto has = [&](DType real) {
+    return std::any_of(tensors.begin(), tensors.end(),
+                       [real](const Tensor& tensor) { return tensor.real == real; });
+  };
+  reals_ = {has(DType::float32), has(DType::float64)};
   powers_.resize(options.groups.size());
   folded_.resize(options.groups.size());
   places_ = nullptr;
@@ -97,13 +141,9 @@ Status RateFolder::fold_one(const StepInput& input, std::size_t rates, std::int6
   Powers& powers = powers_[rates];
   if (powers.squares1.beta() != config.beta1) powers.squares1 = rules::Squares(config.beta1);
   if (powers.squares2.beta() != config.beta2) powers.squares2 = rules::Squares(config.beta2);
-  const rules::Corrections corrections =
-      rules::used_corrections(config, powers.squares1, powers.squares2, step, running);
-  if (rules::fold_rates(config, input.rates[rates], corrections, step, factor, has_float32_,
-                        folded)) {
-    return {};
-  }
-  return bad(kScalarsOutOfRange);
+  const Source source{config, input.rates[rates], step, factor, reals_};
+  const bool fits = fold_here(source, powers.squares1, powers.squares2, running, folded);
+  return fits ? Status{} : bad(kScalarsOutOfRange);
 }
 
 }  // namespace adamas::core

@@ -36,7 +36,7 @@ class RateFolder {
   // By parameter, which of folded() is its own; null: that of its rates.
   const std::uint32_t* places() const { return places_; }
 
-  bool has_float32() const { return has_float32_; }
+  const rules::Reals& reals() const { return reals_; }
 
  private:
   // The powers of one group's betas.
@@ -62,7 +62,7 @@ class RateFolder {
 
   const Options* options_ = nullptr;
   const std::vector<Tensor>* tensors_ = nullptr;
-  bool has_float32_ = false;    // whether any parameter has the arithmetic of float32
+  rules::Reals reals_{};
   std::vector<Powers> powers_;  // by rates
   std::vector<rules::FoldedRates> folded_;
   const std::uint32_t* places_ = nullptr;

@@ -76,7 +76,7 @@ Status Engine::start(const core::Options& options, const std::vector<core::Tenso
   stepper_ = std::make_unique<Stepper>();
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_streams(queue, after);
-    control_->prepare(queue, options, tensors.size(), rates_.has_float32());
+    control_->prepare(queue, options, tensors.size(), rates_.reals());
     stepper_->prepare(queue, options, tensors, *control_, 0);
     queue.finish();
     return {};
@@ -98,7 +98,7 @@ Status Engine::extend(std::size_t first, Span<void* const> after) {
   Status status = queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_streams(queue, after);
     timeline_.follow_all(queue);
-    control->prepare(queue, *options_, tensors_->size(), rates.has_float32());
+    control->prepare(queue, *options_, tensors_->size(), rates.reals());
     if (control_->decides()) {
       Counters counters;
       control_->read(queue, &counters);

@@ -41,10 +41,10 @@ Control control_of(const Counters& counters) {
 }  // namespace
 
 void StepControl::prepare(Queue& queue, const core::Options& options, std::size_t tensors,
-                          bool has_float32) {
+                          const rules::Reals& reals) {
   options_ = &options;
   decides_ = options.measures() || options.all.capturable;
-  has_float32_ = has_float32;
+  reals_ = reals;
   tensors_count_ = tensors;
   const std::size_t groups = options.groups.size();
   queue.note(pinned_.create(queue.device(), Handle::Kind::pinned, sizeof(Control)));
@@ -140,7 +140,7 @@ void StepControl::decide(Queue& queue, const StepTables& tables) {
   args.group_squares = group_squares_;
   args.rates_count = static_cast<std::int32_t>(options_->groups.size());
   args.measured = options_->measures();
-  args.has_float32 = has_float32_;
+  args.reals = reals_;
   args.clips_groups = options_->clips_groups();
   args.squares = tables.squares();
   args.blocks = tables.blocks_count();

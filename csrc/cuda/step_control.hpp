@@ -14,7 +14,8 @@ namespace adamas::cuda {
 class StepControl {
  public:
   // `options` outlive this object.
-  void prepare(Queue& queue, const core::Options& options, std::size_t tensors, bool has_float32);
+  void prepare(Queue& queue, const core::Options& options, std::size_t tensors,
+               const rules::Reals& reals);
   void release(Stream stream);
 
   // Whether the device decides; else the host does.
@@ -66,7 +67,7 @@ class StepControl {
 
   const core::Options* options_ = nullptr;
   bool decides_ = false;
-  bool has_float32_ = false;
+  rules::Reals reals_{};
   std::vector<Rates> sent_rates_;
   double sent_loss_scale_ = 0.0;
   bool sent_groups_ = false;

@@ -22,6 +22,12 @@ struct FoldedRates {
   std::int64_t step;    // of the parameter, from 1
 };
 
+// Which types of the arithmetic the parameters have; scalars of the other are not folded.
+struct Reals {
+  bool float32;
+  bool float64;
+};
+
 template <class Real>
 ADAMAS_RULE bool is_finite(const Scalars<Real>& s) {
   // A difference of a value with itself is 0, or NaN if the value is not finite.
@@ -30,12 +36,12 @@ ADAMAS_RULE bool is_finite(const Scalars<Real>& s) {
 }
 
 ADAMAS_RULE Folded fold_both(const AdamConfig& config, const Rates& rates, double decay_factor,
-                             const Corrections& corrections, const Factor& factor) {
+                             const Corrections& corrections, const Factor& factor,
+                             const Reals& reals) {
   const Rates used{rates.learning_rate, rates.weight_decay * decay_factor};
-  Folded folded;
-  folded.float32 = fold<float>(config, used, corrections, factor);
-  folded.float64 = fold<double>(config, used, corrections, factor);
-  folded.variant = 0;
+  Folded folded{};
+  if (reals.float32) folded.float32 = fold<float>(config, used, corrections, factor);
+  if (reals.float64) folded.float64 = fold<double>(config, used, corrections, factor);
   if (config.use_nesterov) folded.variant |= kNesterov;
   if (config.use_amsgrad) folded.variant |= kAmsgrad;
   if (used.weight_decay != 0.0 && !config.decoupled_weight_decay) folded.variant |= kL2;
@@ -45,10 +51,11 @@ ADAMAS_RULE Folded fold_both(const AdamConfig& config, const Rates& rates, doubl
 // False if the scalars leave the range of a parameter's type.
 ADAMAS_RULE bool fold_rates(const AdamConfig& config, const Rates& rates,
                             const Corrections& corrections, std::int64_t step, const Factor& factor,
-                            bool has_float32, FoldedRates* result) {
+                            const Reals& reals, FoldedRates* result) {
   const bool all = decays_all_rows(config);
-  result->listed = fold_both(config, rates, 1.0, corrections, factor);
-  result->unlisted = all ? result->listed : fold_both(config, rates, 0.0, corrections, factor);
+  result->listed = fold_both(config, rates, 1.0, corrections, factor, reals);
+  result->unlisted =
+      all ? result->listed : fold_both(config, rates, 0.0, corrections, factor, reals);
   result->weight_decay = rates.weight_decay;
   result->factor = factor.grad;
   result->beta1 = config.beta1;
@@ -56,8 +63,9 @@ ADAMAS_RULE bool fold_rates(const AdamConfig& config, const Rates& rates,
   result->step = step;
   // Where decay is counted by entries, the largest count must stay finite too.
   const Folded largest =
-      all ? result->listed : fold_both(config, rates, kEntryLimit, corrections, factor);
-  return is_finite(largest.float64) && (!has_float32 || is_finite(largest.float32));
+      all ? result->listed : fold_both(config, rates, kEntryLimit, corrections, factor, reals);
+  return (!reals.float64 || is_finite(largest.float64)) &&
+         (!reals.float32 || is_finite(largest.float32));
 }
 
 // The decay of a row with several entries, where each entry decays.

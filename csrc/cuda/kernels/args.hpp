@@ -173,7 +173,7 @@ struct DecideArgs {
   double* group_squares;
   std::int32_t rates_count;
   bool measured;
-  bool has_float32;
+  rules::Reals reals;
   bool clips_groups;  // or single gradients
   bool clips_apart;   // the factor depends on the parameter
   const double* squares;

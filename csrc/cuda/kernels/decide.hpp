@@ -143,7 +143,7 @@ struct Decide {
         rules::used_corrections(group, group.beta1, group.beta2, step, &args.powers[k]);
     const rules::Factor factor =
         rules::factor_of(group, clips ? clip_of(args, shared, k, rates) : 1.0, *args.loss_scale);
-    if (!rules::fold_rates(group, args.rates[rates], corrections, step, factor, args.has_float32,
+    if (!rules::fold_rates(group, args.rates[rates], corrections, step, factor, args.reals,
                            &args.entries[k])) {
       shared.fits = false;
     }
