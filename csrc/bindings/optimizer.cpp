@@ -113,8 +113,11 @@ PyRates::PyRates(const std::vector<std::pair<double, double>>& pairs) {
   }
 }
 
-void PyRates::set(std::size_t k, double learning_rate, double weight_decay) {
-  list.at(k) = {learning_rate, weight_decay};
+PyRates PyRates::with(double Rates::* member, const std::vector<std::size_t>& elements,
+                      double value) const {
+  PyRates changed = *this;
+  for (const std::size_t k : elements) changed.list.at(k).*member = value;
+  return changed;
 }
 
 PyOptimizer::PyOptimizer(const std::vector<PyParameter>& parameters, const AdamConfig& config,

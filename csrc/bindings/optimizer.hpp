@@ -24,8 +24,10 @@ struct PyRates {
   std::vector<Rates> list;
 
   explicit PyRates(const std::vector<std::pair<double, double>>& pairs);
-  // Raises IndexError if there is no element k.
-  void set(std::size_t k, double learning_rate, double weight_decay);
+  // The same with another value of one member in some elements.  Raises IndexError if there are not
+  // so many.
+  PyRates with(double Rates::* member, const std::vector<std::size_t>& elements,
+               double value) const;
 };
 
 // A parameter's position, a kind of state or None for the parameter itself, and the array that it

@@ -16,8 +16,18 @@ namespace adamas::bindings {
 void register_optimizer(py::module_& module) {
   py::class_<PyRates>(module, "Rates")
       .def(py::init<const std::vector<std::pair<double, double>>&>(), py::arg("pairs"))
-      .def("set", &PyRates::set, py::arg("index"), py::arg("learning_rate"),
-           py::arg("weight_decay"));
+      .def(
+          "with_learning_rate",
+          [](const PyRates& self, const std::vector<std::size_t>& indices, double value) {
+            return self.with(&Rates::learning_rate, indices, value);
+          },
+          py::arg("indices"), py::arg("value"))
+      .def(
+          "with_weight_decay",
+          [](const PyRates& self, const std::vector<std::size_t>& indices, double value) {
+            return self.with(&Rates::weight_decay, indices, value);
+          },
+          py::arg("indices"), py::arg("value"));
   py::class_<PyParameter>(module, "ParameterSpec")
       .def(
           py::init([](py::object array, std::string name, std::int32_t rates, bool centralize,

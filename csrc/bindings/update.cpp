@@ -146,8 +146,9 @@ bool view(PyObject* object, Array* array) {
          view_device(py::handle(object).cast<const DeviceArray&>(), array);
 }
 
-// The items of a tuple or list, which stay while the caller's do.
+// The items of a tuple or list, held: another thread may change a list while the GIL is released.
 struct Items {
+  py::object held;
   PyObject* const* items = nullptr;  // null: None was given
   py::ssize_t size = 0;
 
@@ -158,8 +159,11 @@ struct Items {
       throw py::type_error(std::string(name) + " must be a tuple or list of arrays, got " +
                            Py_TYPE(given)->tp_name);
     }
-    items = PySequence_Fast_ITEMS(given);
-    size = PySequence_Fast_GET_SIZE(given);
+    held = PyTuple_Check(given) ? py::reinterpret_borrow<py::object>(given)
+                                : py::reinterpret_steal<py::object>(PyList_AsTuple(given));
+    if (!held) throw py::error_already_set();
+    items = reinterpret_cast<PyTupleObject*>(held.ptr())->ob_item;
+    size = PyTuple_GET_SIZE(held.ptr());
   }
 };
 
@@ -362,25 +366,32 @@ void check_length(const Items& items, py::ssize_t wanted, const char* name) {
                         std::to_string(wanted) + " parameters, got " + std::to_string(items.size));
 }
 
+// The lists of a call.
+struct Lists {
+  Items params;
+  Items grads;
+  Items states[std::size(kGivenStates)];
+
+  Lists(PyObject* const* args, PyObject* const* given)
+      : params(args[kParams], "params"), grads(args[kGrads], "grads") {
+    check_length(grads, params.size, "grads");
+    for (std::size_t s = 0; s < std::size(kGivenStates); ++s) {
+      const char* const name = kStateNames[kGivenStates[s]];
+      states[s] = Items(given[s], name);
+      if (states[s].items != nullptr) check_length(states[s], params.size, name);
+    }
+  }
+};
+
 // Fills specs and gradients; false if an object is of another kind.
-bool read(PyObject* const* args, PyObject* const* given, const AdamConfig& config,
-          Scratch& scratch) {
-  const Items params(args[kParams], "params");
-  const Items grads(args[kGrads], "grads");
-  check_length(grads, params.size, "grads");
-  const bool centralize = PyObject_IsTrue(args[kCentralize]) == 1;
+bool read(const Lists& lists, bool centralize, const AdamConfig& config, Scratch& scratch) {
+  const auto& [params, grads, states] = lists;
   const auto count = static_cast<std::size_t>(params.size);
   scratch.specs.assign(count, {});
   scratch.grads.assign(count, {});
   scratch.rows.clear();
   scratch.rows.reserve(count);
   scratch.streams.clear();
-  Items states[std::size(kGivenStates)];
-  for (std::size_t s = 0; s < std::size(kGivenStates); ++s) {
-    const char* const name = kStateNames[kGivenStates[s]];
-    states[s] = Items(given[s], name);
-    if (states[s].items != nullptr) check_length(states[s], params.size, name);
-  }
   Array param;
   for (py::ssize_t i = 0; i < params.size; ++i) {
     ParameterSpec& spec = scratch.specs[static_cast<std::size_t>(i)];
@@ -422,7 +433,9 @@ PyObject* step(PyObject* const* args, PyObject* const* states) {
   const auto& config = py::handle(args[kConfig]).cast<const AdamConfig&>();
   const ScratchLease lease;
   Scratch& scratch = *lease;
-  if (!read(args, states, config, scratch)) Py_RETURN_NOTIMPLEMENTED;
+  const Lists lists(args, states);
+  const bool centralize = PyObject_IsTrue(args[kCentralize]) == 1;
+  if (!read(lists, centralize, config, scratch)) Py_RETURN_NOTIMPLEMENTED;
   read_keys(args[kKeys], scratch);
   scratch.steps.clear();
   const Steps steps(args[kSteps], static_cast<py::ssize_t>(scratch.specs.size()), scratch.steps);
@@ -440,7 +453,7 @@ PyObject* step(PyObject* const* args, PyObject* const* states) {
     raise_if_error(status,
                    has_index ? ": params[" + std::to_string(status.index()) + "]" : std::string());
   }
-  advance_versions(Items(args[kParams], "params").items, scratch.grads);
+  if (!result.skipped) advance_versions(lists.params.items, scratch.grads);
   steps.store();
   return PyBool_FromLong(result.skipped ? 0 : 1);
 }

@@ -71,11 +71,20 @@ class StepRates:
 
     def set_learning_rates(self, groups: Sequence[int], rate: Rate) -> None:
         """Give groups another learning rate."""
-        self._set(self.learning_rates, groups, rate)
+        with self._lock:
+            constant = self._set(self.learning_rates, groups, rate)
+            if constant is not None:
+                indices = [i for group in groups for i in self.indices_of(group)]
+                self.constant = constant.with_learning_rate(indices, rate.at(0))
 
     def set_weight_decays(self, groups: Sequence[int], rate: Rate) -> None:
         """Give groups another weight decay."""
-        self._set(self.weight_decays, groups, rate)
+        with self._lock:
+            constant = self._set(self.weight_decays, groups, rate)
+            if constant is not None:
+                decaying = [(group, True) for group in groups if (group, True) in self.places]
+                indices = [self.places[index] for index in decaying]
+                self.constant = constant.with_weight_decay(indices, rate.at(0))
 
     def extend(
         self,
@@ -91,11 +100,13 @@ class StepRates:
             self.places.update((index, place) for place, index in enumerate(self.indices))
             self._plan = self.constant = None
 
-    def _set(self, rates: list[Rate], groups: Sequence[int], rate: Rate) -> None:
-        with self._lock:
-            for group in groups:
-                rates[group] = rate
-            self._plan = self.constant = None  # which the next step makes: more may be set
+    def _set(self, rates: list[Rate], groups: Sequence[int], rate: Rate) -> _core.Rates | None:
+        """Return the rates of every step so far, if they stay such but for this change."""
+        constant = self.constant if rate.constant else None
+        for group in groups:
+            rates[group] = rate
+        self._plan = self.constant = None  # else the next step makes them: more may be set
+        return constant
 
     def _renew(self) -> _Plan:
         with self._lock:  # or what is set meanwhile would be lost
