@@ -36,6 +36,16 @@ def _leaves(tree: Mapping[str, Any], label: str, prefix: str) -> Iterator[tuple[
             yield prefix + key, value
 
 
+def like(tree: Mapping[str, Any], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested dict of the shape of another, with the values of these names."""
+    return {
+        key: like(value, values, f"{prefix}{key}.")
+        if isinstance(value, Mapping)
+        else values[prefix + key]
+        for key, value in tree.items()
+    }
+
+
 def in_order(tree: Mapping[str, Any], names: Iterable[str]) -> list[Any]:
     """Return the gradients of a dict in the order of the parameters' names; None where it has none.
 

@@ -39,6 +39,7 @@ def _is_settable(thing: object, name: str) -> bool:
 
 def _message(thing: object, name: str) -> str:
     what = "can't be set" if hasattr(type(thing), name) else "does not exist"
-    settable = [other for other in dir(thing) if _is_settable(thing, other)]
+    public = [other for other in dir(thing) if not other.startswith("_")]
+    settable = [other for other in public if _is_settable(thing, other)]
     wanted = ", ".join(sorted(settable)) or "none"
     return f"{type(thing).__name__}.{name} {what}; attributes that can be set: {wanted}"

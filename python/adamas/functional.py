@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from . import _core
+from . import _core, _named
 from . import _validation as validation
 from ._arrays import gradient, parameter_array
 from ._device_arrays import device_parameter
@@ -73,7 +73,7 @@ def adam(
 
     Parameters
     ----------
-    params : sequence or dict of arrays
+    params : sequence or dict of arrays, or nested dict
         What is updated in place: writable arrays of float32, float64, float16 or bfloat16, of NumPy
         or of a library that exports its memory (torch tensors), of any shapes, whose elements lie
         without gaps; on the CPU, or all on one CUDA device.
@@ -189,7 +189,7 @@ def adam(
     states: tuple[Any, ...] = (moment1, moment2, vhat, master, ema, None)
     arrays: tuple[Any, ...] = (params, grads, states, steps)
     if isinstance(params, Mapping):
-        names = list(params)
+        names = list(_named.flat(params, "params"))
         arrays = _listed(names, params, grads, states, steps)
     if out == "delta":
         arrays, deltas = _with_delta(names, arrays, delta)
@@ -204,13 +204,15 @@ def adam(
     if made is NotImplemented:
         made = _update_any(*call)
     if names is not None:
-        steps.update(zip(names, arrays[3], strict=True))
+        _store(steps, dict(zip(names, arrays[3], strict=True)))
     if out == "param":
         return made
     for array, grad in zip(deltas, arrays[1], strict=True):
         if grad is None or not made:
             array[...] = 0
-    return deltas if names is None else dict(zip(names, deltas, strict=True))
+    if names is None or not isinstance(params, Mapping):
+        return deltas
+    return _named.like(params, dict(zip(names, deltas, strict=True)))
 
 
 # The same function, quicker where it is called again with the same options.
@@ -291,22 +293,15 @@ def _config(options: tuple[Any, ...]) -> _core.AdamConfig:
 
 
 def _listed(
-    names: list[str],
-    params: Mapping[str, Any],
-    grads: Any,
-    states: tuple[Any, ...],
-    steps: Any,
+    names: list[str], params: Mapping[str, Any], grads: Any, states: tuple[Any, ...], steps: Any
 ) -> tuple[list[Any], list[Any], tuple[list[Any] | None, ...], list[int]]:
     """Return dicts of arrays as lists, in the order of the parameters."""
     if not isinstance(grads, Mapping):
         raise TypeError(f"grads must be a dict like params, got {type(grads).__name__}")
-    for name in grads:
-        if name not in params:
-            raise KeyError(f"grads has {name!r}, which is not in params")
     labels = ("moment1", "moment2", "vhat", "master", "ema", "delta")
     return (
-        [params[name] for name in names],
-        [grads.get(name) for name in names],
+        list(_named.flat(params, "params").values()),
+        _named.in_order(grads, names),
         tuple(
             None if state is None else _in_order(names, label, state)
             for label, state in zip(labels, states, strict=True)
@@ -318,10 +313,20 @@ def _listed(
 def _in_order(names: list[str], label: str, given: Any) -> list[Any]:
     if not isinstance(given, Mapping):
         raise TypeError(f"{label} must be a dict like params, got {type(given).__name__}")
+    found = _named.flat(given, label)
     for name in names:
-        if name not in given:
+        if name not in found:
             raise KeyError(f"{label} must have {name!r}, as params has")
-    return [given[name] for name in names]
+    return [found[name] for name in names]
+
+
+def _store(steps: Any, numbers: Mapping[str, int], prefix: str = "") -> None:
+    """Put numbers of steps back where they came from."""
+    for key, value in steps.items():
+        if isinstance(value, Mapping):
+            _store(value, numbers, f"{prefix}{key}.")
+        elif prefix + key in numbers:
+            steps[key] = numbers[prefix + key]
 
 
 def _with_delta(
