@@ -160,7 +160,7 @@ def test_what_is_refused_while_gradients_are_accumulated():
 
 def test_without_any_gradients():
     optimizer = make(start(np.float32))
-    check_refused(optimizer, optimizer, RuntimeError, "no accumulated gradients")
+    check_refused(optimizer, optimizer, TypeError, "none were accumulated")
 
 
 def test_bad_micro_batches():

@@ -417,15 +417,17 @@ def test_without_a_count_a_gradient_has_those_of_its_parameter(simple):
     np.testing.assert_array_equal(array, other)
 
 
-@pytest.mark.parametrize("struct", [Config, Parameter])
+@pytest.mark.parametrize("struct", [Parameter, Gradient])
 def test_what_is_reserved_must_be_zero(struct):
     """A member of a later version would stand there, and this library would not see it."""
     array = np.zeros(3, np.float32)
     members = {"data": array.ctypes.data, "count": 3}
-    config = initialized(Config, reserved=int(struct is Config))
-    parameter = initialized(Parameter, reserved=int(struct is Parameter), **members)
     with pytest.raises(RuntimeError, match="does not know"):
-        c_api.Optimizer(config, [parameter])
+        parameter = initialized(Parameter, reserved=int(struct is Parameter), **members)
+        optimizer = c_api.Optimizer(initialized(Config), [parameter])
+        grad = c_api.gradient(np.ones(3, np.float32))
+        grad.reserved = 1
+        optimizer.step([grad], [(0.1, 0.0)])
 
 
 @pytest.mark.parametrize("numerics", [0, 1])

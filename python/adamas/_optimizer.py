@@ -29,6 +29,12 @@ from .typing import (
 )
 
 
+_NO_GRADS = (
+    "grads must be a tuple or list with one gradient for each parameter, or a dict, got NoneType; "
+    "and none were accumulated"
+)
+
+
 class Optimizer(Accumulating):
     """Base of `Adam` and `AdamWeightDecay`, which document the parameters of the constructor."""
 
@@ -228,7 +234,8 @@ class Optimizer(Accumulating):
         Raises
         ------
         TypeError
-            If ``grads`` is neither tuple nor list nor dict, a gradient is not an array of a float
+            If ``grads`` is neither tuple nor list nor dict, or missing though nothing was
+            accumulated; a gradient is not an array of a float
             type, or row indices are not int32 or int64.
         KeyError
             If a name is not that of a parameter.
@@ -241,8 +248,8 @@ class Optimizer(Accumulating):
             If a row index is outside its parameter, or a vector or iterator of learning rates is
             exhausted.
         RuntimeError
-            If a step in parts (`begin_step`) is open; if there are no gradients and none were
-            accumulated, or gradients though some were.
+            If a step in parts (`begin_step`) is open; if there are gradients though others were
+            accumulated.
 
         Whatever is raised, nothing has changed: no parameter, no moment, no counter.
 
@@ -260,7 +267,7 @@ class Optimizer(Accumulating):
                 self._ordered_step(grads, stream_number(stream))
             return True
         except TypeError:  # asked about dicts only here: a step of a small model is microseconds
-            if grads is None:
+            if grads is None and self.accumulated:
                 return self._step_accumulated(stream)
             if not isinstance(grads, Mapping):
                 raise
@@ -272,12 +279,12 @@ class Optimizer(Accumulating):
     def _rates_for(self, grads: Grads | None) -> _core.Rates:
         """Ask the schedules, unless the gradients have to be put in order first."""
         if grads is None or isinstance(grads, dict):
-            raise TypeError
+            raise TypeError(_NO_GRADS)
         return self._next_rates()
 
     def _ordered_step(self, grads: Grads | None, stream: int | None) -> None:
         if grads is None:
-            raise TypeError
+            raise TypeError(_NO_GRADS)
         if isinstance(grads, Mapping):
             grads = self._in_order(grads)
         with self._lock:
