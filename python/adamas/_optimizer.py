@@ -28,7 +28,6 @@ from .typing import (
     WeightDecay,
 )
 
-
 _NO_GRADS = (
     "grads must be a tuple or list with one gradient for each parameter, or a dict, got NoneType; "
     "and none were accumulated"
