@@ -95,9 +95,11 @@ def adam(
         As in `adamas.Adam`, and so are ``numerics``, ``epsilon_placement``, ``allow_zero``,
         ``row_policy`` (but for "catch_up", which has state of its own), ``max_grad_norm``,
         ``clip_per_array``, ``clip_after_decay``, ``skip_nonfinite``, ``ema_decay``, ``state_dtype``
-        (but for "int8", likewise), ``seed`` and ``num_threads``.
+        (but for "int8", likewise), ``seed`` and ``num_threads``. Arrays on a device go without
+        ``max_grad_norm`` and ``skip_nonfinite``.
     bias_correction : bool, default True
-        Whether the moments are corrected for having begun at zero; not in `AdamWeightDecay`.
+        Whether the moments are corrected for having begun at zero; not in
+        `adamas.AdamWeightDecay`.
     master : sequence or dict of arrays, optional
         float32 copies of float16 or bfloat16 parameters. They are what is updated; ``params`` are
         written in the same pass, rounded to nearest even: a low-precision copy of float32 weights.
