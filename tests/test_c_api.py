@@ -422,12 +422,15 @@ def test_what_is_reserved_must_be_zero(struct):
     """A member of a later version would stand there, and this library would not see it."""
     array = np.zeros(3, np.float32)
     members = {"data": array.ctypes.data, "count": 3}
-    with pytest.raises(RuntimeError, match="does not know"):
+    def make_a_step():
         parameter = initialized(Parameter, reserved=int(struct is Parameter), **members)
         optimizer = c_api.Optimizer(initialized(Config), [parameter])
         grad = c_api.gradient(np.ones(3, np.float32))
         grad.reserved = 1
         optimizer.step([grad], [(0.1, 0.0)])
+
+    with pytest.raises(RuntimeError, match="does not know"):
+        make_a_step()
 
 
 @pytest.mark.parametrize("numerics", [0, 1])

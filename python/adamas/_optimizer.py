@@ -266,7 +266,9 @@ class Optimizer(Accumulating):
                 self._ordered_step(grads, stream_number(stream))
             return True
         except TypeError:  # asked about dicts only here: a step of a small model is microseconds
-            if grads is None and self.accumulated:
+            if grads is None:
+                if not self.accumulated:
+                    raise TypeError(_NO_GRADS) from None
                 return self._step_accumulated(stream)
             if not isinstance(grads, Mapping):
                 raise
@@ -278,12 +280,12 @@ class Optimizer(Accumulating):
     def _rates_for(self, grads: Grads | None) -> _core.Rates:
         """Ask the schedules, unless the gradients have to be put in order first."""
         if grads is None or isinstance(grads, dict):
-            raise TypeError(_NO_GRADS)
+            raise TypeError
         return self._next_rates()
 
     def _ordered_step(self, grads: Grads | None, stream: int | None) -> None:
         if grads is None:
-            raise TypeError(_NO_GRADS)
+            raise TypeError
         if isinstance(grads, Mapping):
             grads = self._in_order(grads)
         with self._lock:

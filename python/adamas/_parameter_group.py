@@ -118,7 +118,7 @@ class ParameterGroup(Strict):
     maximize = _Option[bool]("maximize")
     """Whether parameters go along their gradients."""
     max_grad_norm = _Option["float | None"]("max_grad_norm")
-    """What the norm over the gradients of this group is clipped to, before that of all is."""
+    """What the norm over the gradients of this group is clipped to, beside that of all."""
     clip_per_array = _Option[bool]("clip_per_array")
     """Whether ``max_grad_norm`` is for each gradient by itself."""
     clip_after_decay = _Option[bool]("clip_after_decay")

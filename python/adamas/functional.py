@@ -95,9 +95,11 @@ def adam(
         As in `adamas.Adam`, and so are ``numerics``, ``epsilon_placement``, ``allow_zero``,
         ``row_policy`` (but for "catch_up", which has state of its own), ``max_grad_norm``,
         ``clip_per_array``, ``clip_after_decay``, ``skip_nonfinite``, ``ema_decay``, ``state_dtype``
-        (but for "int8", likewise), ``seed`` and ``num_threads``.
+        (but for "int8", likewise), ``seed`` and ``num_threads``. Arrays on a device go without
+        ``max_grad_norm`` and ``skip_nonfinite``.
     bias_correction : bool, default True
-        Whether the moments are corrected for having begun at zero; not in `AdamWeightDecay`.
+        Whether the moments are corrected for having begun at zero; not in
+        `adamas.AdamWeightDecay`.
     master : sequence or dict of arrays, optional
         float32 copies of float16 or bfloat16 parameters. They are what is updated; ``params`` are
         written in the same pass, rounded to nearest even: a low-precision copy of float32 weights.
@@ -192,7 +194,7 @@ def adam(
         names = list(_named.flat(params, "params"))
         arrays = _listed(names, params, grads, states, steps)
     if out == "delta":
-        arrays, deltas = _with_delta(names, arrays, delta)
+        arrays, deltas = _with_delta(names, arrays, delta, is_lazy=row_policy == "lazy")
     elif delta is not None:
         raise ValueError("delta must be None unless out='delta'")
     if type(learning_rate) is not float or type(weight_decay) is not float:
@@ -330,14 +332,16 @@ def _store(steps: Any, numbers: Mapping[str, int], prefix: str = "") -> None:
 
 
 def _with_delta(
-    names: list[str] | None, arrays: tuple[Any, ...], delta: Any
+    names: list[str] | None, arrays: tuple[Any, ...], delta: Any, *, is_lazy: bool
 ) -> tuple[tuple[Any, ...], list[Any]]:
     """Add places for what the parameters change by."""
     params, grads, states, steps = arrays
     if delta is None:
-        deltas: list[Any] = [np.empty_like(parameter_array(param)) for param in params]
+        deltas: list[Any] = [np.zeros_like(parameter_array(param)) for param in params]
     else:
         deltas = list(delta) if names is None else _in_order(names, "delta", delta)
+        for array in deltas if is_lazy else ():
+            array[...] = 0  # a step does not write rows that are not listed
     return (params, grads, (*states[:-1], deltas), steps), deltas
 
 

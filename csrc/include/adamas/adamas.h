@@ -1,14 +1,18 @@
 /* adamas in C, for programs in C and for bindings of other languages.
  *
  * The functions are those of the C++ API, whose headers say more: optimizer.hpp on steps and state,
- * types.hpp on options, NUMERICS.md on what is computed.
+ * update.hpp on steps without an optimizer, types.hpp on options, NUMERICS.md on what is computed.
+ * In the order below: create, groups, add; steps, of accumulated gradients and in parts; counters
+ * and steps of parameters; state, saved and loaded; devices; adamas_update; what this machine has.
  *
  *   - A function that can fail returns an adamas_status.  After a failure nothing has changed.
  *   - Options are structs that an adamas_..._init function fills first.  It writes struct_size, so
  *     that later versions can add members at the end: a program that was compiled with a shorter
  *     struct gets the defaults of the new members, and one that sets members which this library
- *     does not know yet gets ADAMAS_INVALID_ARGUMENT.
+ *     does not know yet gets ADAMAS_INVALID_ARGUMENT.  Members named `reserved` are 0.
  *   - Enumerations, flags (0 or 1) and devices are int32_t.
+ *   - Memory is the caller's and must outlive the optimizer: parameters, and state that they bring.
+ *     Gradients are only read, during the call (on a device, until the step is done).
  *   - Calls on one optimizer may come from several threads.
  *
  * A complete program (cc program.c -ladamas):
@@ -118,7 +122,7 @@ typedef struct adamas_config {
   double beta2;
   double eps;
   double loss_scale;
-  double max_grad_norm; /* 0: do not clip */
+  double max_grad_norm; /* 0: do not clip; of a group: over its own gradients */
   uint64_t seed;
   int32_t numerics;
   int32_t row_policy;
@@ -136,11 +140,11 @@ typedef struct adamas_config {
   int32_t maximize;
   double ema_decay; /* 0: keep no averages */
   int32_t epsilon_placement;
-  int32_t allow_zero;
-  int32_t clip_per_array;
-  int32_t clip_after_decay;
-  int32_t writes_delta;
-  int32_t reduction;
+  int32_t allow_zero;       /* of betas and eps */
+  int32_t clip_per_array;   /* max_grad_norm is for each gradient by itself */
+  int32_t clip_after_decay; /* norms are of gradients with L2 decay added */
+  int32_t writes_delta;     /* to adamas_parameter.delta, and leave the parameter */
+  int32_t reduction;        /* of accumulated gradients */
 } adamas_config;
 
 /* ParameterSpec */
@@ -248,12 +252,15 @@ ADAMAS_API adamas_status adamas_add(adamas_optimizer* optimizer, const adamas_pa
 /* Frees an optimizer; null is allowed. */
 ADAMAS_API void adamas_destroy(adamas_optimizer* optimizer);
 
-/* One step: grads[i] is the gradient of parameter i.  `queueing` may be null. */
+/* One step: grads[i] is the gradient of parameter i, and rates[k] what the parameters use whose
+ * `rates` is k.  `queueing` may be null. */
 ADAMAS_API adamas_status adamas_step(adamas_optimizer* optimizer, const adamas_gradient* grads,
                                      size_t count, const adamas_rates* rates, size_t rates_count,
                                      const adamas_queueing* queueing);
 
-/* Dense gradients of micro-batches are added to sums, of which a step is made. */
+/* Adds dense gradients of a micro-batch to sums in float32 (float64 for float64 parameters), from
+ * which adamas_step_accumulated makes a step, with their mean, or the sum (`reduction`).  Steps and
+ * copies in between are refused, until they are discarded. */
 ADAMAS_API adamas_status adamas_accumulate(adamas_optimizer* optimizer,
                                            const adamas_gradient* grads, size_t count,
                                            const adamas_queueing* queueing);
@@ -278,9 +285,11 @@ ADAMAS_API int32_t adamas_last_step_skipped(const adamas_optimizer* optimizer);
 ADAMAS_API int64_t adamas_skipped_steps(const adamas_optimizer* optimizer);
 ADAMAS_API double adamas_last_grad_norm(const adamas_optimizer* optimizer);
 
+/* The number of steps made; setting it moves those of all parameters as far. */
 ADAMAS_API int64_t adamas_global_step(const adamas_optimizer* optimizer);
 ADAMAS_API adamas_status adamas_set_global_step(adamas_optimizer* optimizer, int64_t step);
-/* The steps that each parameter has made; `count` is that of the parameters. */
+/* The steps that each parameter has made, from which its bias correction is; `count` is that of
+ * the parameters. */
 ADAMAS_API adamas_status adamas_steps(const adamas_optimizer* optimizer, int64_t* steps,
                                       size_t count);
 ADAMAS_API adamas_status adamas_set_steps(adamas_optimizer* optimizer, const int64_t* steps,
@@ -299,7 +308,8 @@ ADAMAS_API adamas_status adamas_decode_moment(const adamas_optimizer* optimizer,
                                               size_t index, float* values);
 
 /* Copies arrays out of the optimizer, or into it, and all counters, as one call among the steps:
- * what is saved is the state between two of them. */
+ * what is saved is the state between two of them.  Steps of parameters are not among the counters:
+ * adamas_steps and adamas_set_steps have them; loaded, all are global_step. */
 ADAMAS_API adamas_status adamas_save(const adamas_optimizer* optimizer, const adamas_array_copy* to,
                                      size_t count, adamas_counters* counters);
 ADAMAS_API adamas_status adamas_load(adamas_optimizer* optimizer, const adamas_array_copy* from,

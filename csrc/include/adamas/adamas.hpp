@@ -1,9 +1,19 @@
 // The whole public C++ API.
 //
 // An optimizer updates arrays of yours in place.  It owns only its state, which it reserves when it
-// is created; destroying it frees that.  Nothing throws (but what your own schedules throw): calls
-// return a Status, and one that is not ok has changed nothing.  The bits are those of the Python
-// package with the same options, on every instruction set and for any number of threads.
+// is created, unless you bring it; destroying it frees that.  Nothing throws (but what your own
+// schedules throw): calls return a Status, and one that is not ok has changed nothing.  The bits
+// are those of the Python package with the same options, on every instruction set and for any
+// number of threads.
+//
+//   types.hpp      options, parameters, gradients and rates: plain data
+//   optimizer.hpp  Optimizer: steps, whole, in parts or of accumulated gradients; what can change
+//                  between them (groups, steps of parameters, memory, more parameters); its state,
+//                  saved and loaded
+//   update.hpp     AdamUpdate: steps without an optimizer, over state that you keep
+//   schedule.hpp   rates as functions of the step
+//   system.hpp     instruction sets, threads, devices
+//   status.hpp, span.hpp
 //
 // A complete program.  With CMake: find_package(adamas CONFIG REQUIRED), then
 // target_link_libraries(... adamas::adamas).

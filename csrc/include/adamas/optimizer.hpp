@@ -143,6 +143,7 @@ class ADAMAS_API Optimizer {
   // Parameters on the CPU are elsewhere from the next step on, of the same type and count as
   // before; their state stays as it is.  Not while a step in parts is open.
   Status rebind(Span<const NewMemory> memory) noexcept;
+
   // The steps that each parameter has made, from which its bias correction is: global_step(), but
   // for those that were left out of steps.  On a device that decides, waits as global_step() does.
   Status steps(Span<std::int64_t> steps) const noexcept;
