@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "core/checks.hpp"
 #include "cuda/device/layout.hpp"
@@ -70,22 +71,33 @@ void StepControl::release(Stream stream) {
   differing_.release(stream);
 }
 
-// With numbers of steps that are all the same until they are written.
+// With numbers of steps that are all the same until they are written.  An error leaves all as it
+// is.
 void StepControl::differ(Queue& queue) {
-  if (places_ != nullptr || queue.error() != 0) return;
+  if (has_differing() || queue.error() != 0) return;
+  ByParameter made;
   lay_out(queue, differing_, [&](Layout& layout) {
-    behind_ = layout.take<std::int64_t>(tensors_count_);
-    array_squares_ = layout.take<double>(tensors_count_);
-    entries_ = layout.take<RateEntry>(tensors_count_);
-    powers_ = layout.take<rules::RunningPowers>(tensors_count_);
-    places_ = layout.take<std::uint32_t>(tensors_count_);
+    made.behind = layout.take<std::int64_t>(tensors_count_);
+    made.array_squares = layout.take<double>(tensors_count_);
+    made.entries = layout.take<RateEntry>(tensors_count_);
+    made.powers = layout.take<rules::RunningPowers>(tensors_count_);
+    made.places = layout.take<std::uint32_t>(tensors_count_);
   });
-  queue.fill(behind_, 0, tensors_count_ * sizeof(std::int64_t));
-  queue.fill(powers_, 0, tensors_count_ * sizeof(rules::RunningPowers));
   std::vector<std::uint32_t> own(tensors_count_);
   std::iota(own.begin(), own.end(), std::uint32_t{0});
-  send_places(queue, own.data());
-  queue.finish();
+  if (queue.error() == 0) {
+    queue.fill(made.behind, 0, tensors_count_ * sizeof(std::int64_t));
+    queue.fill(made.powers, 0, tensors_count_ * sizeof(rules::RunningPowers));
+    queue.store(made.places, own.data(), tensors_count_ * sizeof(std::uint32_t));
+    queue.finish();
+  }
+  if (queue.error() != 0) return differing_.release(queue.stream());
+  behind_ = made.behind;
+  array_squares_ = made.array_squares;
+  entries_ = made.entries;
+  powers_ = made.powers;
+  places_ = made.places;
+  sent_places_ = std::move(own);
 }
 
 const std::uint32_t* StepControl::send_places(Queue& queue, const std::uint32_t* places) {

@@ -62,6 +62,14 @@ class StepControl {
   void write_steps(Queue& queue, Span<const std::int64_t> steps);
 
  private:
+  struct ByParameter {
+    std::int64_t* behind = nullptr;
+    double* array_squares = nullptr;
+    RateEntry* entries = nullptr;
+    rules::RunningPowers* powers = nullptr;
+    std::uint32_t* places = nullptr;
+  };
+
   void sum_arrays(Queue& queue, const StepTables& tables);
 
   const core::Options* options_ = nullptr;
