@@ -340,6 +340,27 @@ def test_a_state_without_differing_steps_is_loaded_over_one_with(decider, identi
     assert twins.gpu.steps == [3, 3, 3, 3]
 
 
+@every_decider
+@every_numerics
+def test_parameters_that_come_when_steps_differ(decider, numerics, identity):
+    rng = np.random.default_rng(20)
+    twins = twins_of(rng, numerics=numerics, **decider)
+    for step in range(3):
+        twins.step([None if step == i else grad for i, grad in enumerate(arrays_of(rng))])
+    later = arrays_of(rng, shapes=((9,), (2, 300)))
+    for which, optimizer in twins.optimizers.items():
+        arrays = [np.array(a) if which == "cpu" else on_device(a) for a in later]
+        params = [adamas.Parameter(array, f"later{i}") for i, array in enumerate(arrays)]
+        own = {"max_grad_norm": 0.1} if "max_grad_norm" in decider else {}
+        optimizer.add({"params": params, "beta1": 0.5, **own})
+        twins.arrays[which].extend(arrays)
+    assert twins.gpu.steps == [2, 2, 2, 3, 0, 0]
+    for absent in (4, 0, 9):
+        grads = arrays_of(rng) + arrays_of(rng, shapes=((9,), (2, 300)))
+        twins.step([None if absent == i else grad for i, grad in enumerate(grads)])
+        twins.check(identity)
+
+
 # Graphs
 
 
