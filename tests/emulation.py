@@ -290,8 +290,9 @@ class Twins:
                     assign(array, one)
 
     def step(self, grads, *, offset=0):
+        """Make the same step with both; None is a gradient that is absent."""
         self.cpu(tuple(grads))
-        self.gpu(tuple(on_device(g, offset) for g in grads))
+        self.gpu(tuple(None if g is None else on_device(g, offset) for g in grads))
 
     def states(self, which):
         optimizer = self.optimizers[which]
@@ -299,8 +300,9 @@ class Twins:
             "param": self.arrays[which],
             "moment1": optimizer.moment1,
             "moment2": optimizer.moment2,
-            "vhat": optimizer.vhat,
+            "vhat": [array for array in optimizer.vhat if array is not None],
             "master": [array for array in optimizer.master_weights if array is not None],
+            "ema": optimizer.ema,
         }
         return {kind: [to_host(array) for array in arrays] for kind, arrays in kinds.items()}
 
@@ -315,6 +317,7 @@ class Twins:
                     identity.mismatches += not same
                 assert same, f"{kind} of parameter {i} (of shape {mine.shape})"
         assert self.gpu.global_step == self.cpu.global_step
+        assert self.gpu.steps == self.cpu.steps
         assert self.gpu.skipped_steps == self.cpu.skipped_steps
         assert self.gpu.last_step_skipped == self.cpu.last_step_skipped
         np.testing.assert_equal(self.gpu.last_grad_norm, self.cpu.last_grad_norm)

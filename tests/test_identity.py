@@ -1,9 +1,9 @@
 """The same bits on every instruction set, thread count, array offset and split (promise P1).
 
-A combination is one (rule, dtype, size, offset, threads, ISA) whose param, moment1, moment2 and
-vhat are compared bit for bit, NaN counting as NaN, with the reference: scalar, one thread, offset
-0.  Parameters of many sizes stand in one optimizer; that this changes nothing is a test of its own.
-The summary of the run prints how many combinations were compared.
+A combination is one (rule, dtype, size, offset, threads, ISA) whose param, moment1, moment2, vhat
+and moving average are compared bit for bit, NaN counting as NaN, with the reference: scalar, one
+thread, offset 0.  Parameters of many sizes stand in one optimizer; that this changes nothing is a
+test of its own. The summary of the run prints how many combinations were compared.
 """
 
 from dataclasses import dataclass
@@ -50,6 +50,9 @@ def all_rules():
     for centralize in (False, True):
         for name, options in rules.RULES.items():
             yield f"{name}-centralized" if centralize else name, adam(centralize, **options)
+    for name in ("maximize", "inside", "zero", "ema"):
+        yield name, adam(False, weight_decay=0.037, **rules.VARIATIONS[name])
+    yield "maximize-ema-centralized", adam(True, maximize=True, **rules.VARIATIONS["ema"])
     yield "mindspore-l2", adam(False, **rules.MINDSPORE_RULES["mindspore-adam-l2"])
     yield "adam_weight_decay", Rule(adamas.AdamWeightDecay, (("weight_decay", 0.037),))
 
@@ -118,6 +121,8 @@ def step_all(rule, data, *, threads=1, offset=0, grad_offset=0, steps=STEPS):
     for kind, arrays in kinds.items():
         for array, initial in zip(arrays, getattr(data, kind), strict=True):
             array[...] = initial
+    if optimizer.ema:
+        kinds["ema"] = optimizer.ema
     for grads in data.grads[:steps]:
         optimizer(tuple(Arena(grads, grad_offset).views))
     assert optimizer.global_step == min(steps, len(data.grads))

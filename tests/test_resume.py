@@ -15,7 +15,7 @@ import pytest
 
 import adamas
 from helpers import Falling, Rising, row_tensor
-from rules import MEASURES, MOMENTS, POLICIES, TYPES, long
+from rules import MEASURES, MOMENTS, POLICIES, TYPES, VARIATIONS, long
 
 STEPS = 5
 STOPS = (0, 2, 4)
@@ -30,6 +30,12 @@ STEP_RULES = {
     "mindspore": {"numerics": "mindspore"},
     "mindspore_amsgrad": {"numerics": "mindspore", "use_amsgrad": True},
     "mindspore_skip": {"numerics": "mindspore", "skip_nonfinite": True},
+    **{  # rates have their own weight decay
+        name: {key: value for key, value in options.items() if key != "weight_decay"}
+        for name, options in VARIATIONS.items()
+    },
+    "absent": {},
+    "absent_mindspore_clip": {"numerics": "mindspore", **MEASURES["clip"]},
     "adam_weight_decay": None,
 }
 
@@ -72,6 +78,8 @@ class Case:
     def is_possible(self):
         types = TYPES[self.types][1]
         if self.options.get("use_amsgrad") and self.policy == "lazy":
+            return False
+        if self.options.get("clip_after_decay") and self.policy:
             return False
         if STEP_RULES[self.rule] is None:
             return not types and self.policy in (None, "exact") and self.manager == "none"
@@ -127,6 +135,8 @@ class Training:
         overflow = bool(self.case.options.get("skip_nonfinite")) and step in OVERFLOWS
         if overflow:
             grads[1][2] = np.nan
+        if self.case.rule.startswith("absent"):
+            grads[step % 3] = None
         self.optimizer(grads)
         assert self.optimizer.last_step_skipped is overflow
         if self.manager:
@@ -187,16 +197,20 @@ def test_the_end_depends_on_what_is_saved(folder):
     case = Case("mindspore", "bfloat16", None, "iterator", "none")
     paths = {stop: folder / str(stop) for stop in (*STOPS, "end", "other")}
     uninterrupted(case, paths)
-    for forgotten in ("moment1", "moment2", "global_step"):
+    for forgotten in ("moment1", "moment2", "global_step", "steps"):
         resumed = case.training(seed=1)
         resumed.load(paths[2])
         if forgotten == "global_step":
             resumed.optimizer.global_step = 1
+        elif forgotten == "steps":
+            resumed.optimizer.steps = [2, 2, 1, 2, 2]
         else:
             getattr(resumed.optimizer, forgotten)[1][...] = 0
         resumed.run(range(2, STEPS))
         if forgotten == "global_step":
             resumed.optimizer.global_step = STEPS
+        if forgotten == "steps":
+            resumed.optimizer.steps = [STEPS] * len(SHAPES)
         resumed.save(paths["other"])
         assert paths["other"].read_bytes() != paths["end"].read_bytes()
 

@@ -117,6 +117,7 @@ Status AdamUpdate::Impl::take_arrays(Span<const ParameterSpec> parameters) {
   gradients.prepare(options, storage);
   status = engine->start(options, storage.tensors(), {});
   if (status.ok() && engine->counts_steps()) {
+    engine.reset();
     return bad(
         "max_grad_norm and skip_nonfinite need an optimizer on a device, which decides there");
   }

@@ -176,6 +176,7 @@ struct ParameterSpec {
   // never owned.  Null: the optimizer reserves what it keeps, zeroed.
   void* states[kStateKinds] = {};
   // writes_delta: where the change of the parameter is written, in its type; `data` is only read.
+  // What a step leaves alone is not written: without a gradient, or rows that are not listed.
   void* delta = nullptr;
   // What the random bits of stochastic rounding depend on besides seed, step and element; >= 0.
   // -1: the position in the list of parameters.
