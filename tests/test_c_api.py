@@ -422,6 +422,7 @@ def test_what_is_reserved_must_be_zero(struct):
     """A member of a later version would stand there, and this library would not see it."""
     array = np.zeros(3, np.float32)
     members = {"data": array.ctypes.data, "count": 3}
+
     def make_a_step():
         parameter = initialized(Parameter, reserved=int(struct is Parameter), **members)
         optimizer = c_api.Optimizer(initialized(Config), [parameter])
