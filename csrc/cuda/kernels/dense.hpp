@@ -25,6 +25,9 @@ struct Dense {
 
   using Real = typename StoredAs<P>::Real;
   static constexpr int kWidth = static_cast<int>(16 / sizeof(Real));  // elements at a time
+  // Beside the bits of the rule: the parameter has an average, or a place for its change.  Which
+  // one is then read again, for an address would take registers that the others need.
+  static constexpr unsigned kApart = rules::kVariants;
   static constexpr bool kRounds = sizeof(typename M::Bits) != sizeof(Real);
   template <class T>
   using Bits = typename StoredAs<T>::Bits;
@@ -41,9 +44,8 @@ struct Dense {
     const double* means;  // null: no kCentralize
     std::int64_t row_length;
     rules::Scalars<Real> scalars;
-    unsigned variant;
+    unsigned variant;  // with kApart
     std::uint32_t key;
-    const TensorEntry* apart;  // if it has an average, or a place for its change; null: neither
     // Whether the arrays are aligned where the parameter is.
     bool aligned_grad;
     bool aligned_moment1;
@@ -55,8 +57,7 @@ struct Dense {
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared&) {
     if (!goes(args.step.control)) return;
     for (std::int64_t k = cta.block(); k < args.count; k += cta.blocks()) {
-      const Slice slice = args.slices[k];
-      cta.each([&](int thread) { update_slice(args.step, slice, thread); });
+      cta.each([&](int thread) { update_slice(args.step, args.slices + k, thread); });
     }
   }
 
@@ -78,13 +79,14 @@ struct Dense {
     if constexpr (sizeof(Bits<P>) != sizeof(Real)) work.master = tensor.master;
     work.means = tensor.means;
     work.row_length = tensor.row_length;
-    if (tensor.ema != nullptr || tensor.delta != nullptr) work.apart = &tensor;
+    if (tensor.ema != nullptr || tensor.delta != nullptr) work.variant |= kApart;
     work.scalars = scalars_of<Real>(folded);
     if constexpr (kRounds) work.key = random_key(step, tensor);
     return work;
   }
 
-  ADAMAS_DEVICE static void update_slice(const StepArgs& step, const Slice& slice, int thread) {
+  ADAMAS_DEVICE static void update_slice(const StepArgs& step, const Slice* place, int thread) {
+    const Slice slice = *place;
     if (step.grads[slice.tensor].is_absent) return;
     Work work = prepare(step, slice);
     // Elements before the first that a wide access of the parameter may begin with.
@@ -101,16 +103,18 @@ struct Dense {
     work.aligned_vhat = is_aligned(work.vhat, first);
     work.aligned_master = is_aligned(work.master, first);
     for (int k = thread; k < packs; k += kThreads) {
-      update<kWidth>(work, first + std::int64_t{k} * kWidth);
+      update<kWidth>(step, place, work, first + std::int64_t{k} * kWidth);
     }
     for (int k = thread; k < rest; k += kThreads) {
-      update<1>(work, k < head ? slice.begin + k : slice.begin + std::int64_t{packs} * kWidth + k);
+      update<1>(step, place, work,
+                k < head ? slice.begin + k : slice.begin + std::int64_t{packs} * kWidth + k);
     }
   }
 
   // Updates `n` neighbours.
   template <int n>
-  ADAMAS_DEVICE static void update(const Work& work, std::int64_t i) {
+  ADAMAS_DEVICE static void update(const StepArgs& step, const Slice* place, const Work& work,
+                                   std::int64_t i) {
     const auto grads = load_pack<n>(work.grad + i, work.aligned_grad);
     auto params = load_pack<n>(work.param + i, true);
     auto moments1 = load_pack<n>(work.moment1 + i, work.aligned_moment1);
@@ -144,10 +148,10 @@ struct Dense {
       moments2.values[k] = M::store_moment2(moment2, random);
       params.values[k] = StoredAs<P>::store(reals.values[k]);
     }
-    if (work.apart == nullptr) {
+    if ((work.variant & kApart) == 0) {
       store_pack<n>(work.param + i, params, true);
     } else {
-      store_apart<n>(*work.apart, i, params, reals);
+      store_apart<n>(step.tensors[place->tensor], i, params, reals);
     }
     store_pack<n>(work.moment1 + i, moments1, work.aligned_moment1);
     store_pack<n>(work.moment2 + i, moments2, work.aligned_moment2);

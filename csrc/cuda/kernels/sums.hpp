@@ -141,6 +141,7 @@ struct BlockSquares {
   using Args = BlockSquaresArgs;
   using Shared = GroupSums;
   static constexpr int kThreads = kSumThreads;
+  static constexpr int kBlocksAtOnce = 4;  // as RowSums
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
     for (std::int64_t b = cta.block(); b < args.count; b += cta.blocks()) {
@@ -188,13 +189,13 @@ struct BlockSquares {
       using Real = typename decltype(type)::Real;
       const auto* stored =
           static_cast<const typename decltype(type)::Bits*>(grad.values) + block.begin;
-      const auto value_at = [&](std::int64_t i) -> double {
-        const Real value = type.load(stored[i]);
-        if (decay == 0.0) return value;
+      const auto as_stored = [&](std::int64_t i) -> double { return type.load(stored[i]); };
+      const auto decayed = [&](std::int64_t i) -> double {
         const Real param = load_param<Real>(args.tensors[block.tensor], block.begin + i);
-        return rules::multiply_add(static_cast<Real>(decay), param, value);
+        return rules::multiply_add(static_cast<Real>(decay), param, type.load(stored[i]));
       };
-      sum = square_lane(value_at, begin, end, lane, finite);
+      sum = decay == 0.0 ? square_lane(as_stored, begin, end, lane, finite)
+                         : square_lane(decayed, begin, end, lane, finite);
     };
     if (grad.dtype == DType::float64) {
       visit_type<double>(grad.dtype, add);
