@@ -22,6 +22,9 @@ Status Optimizer::Impl::reserve_sums() {
     const std::size_t nbytes = static_cast<std::size_t>(tensor.spec.count) * item_size(tensor.real);
     size += (nbytes + core::kLine - 1) / core::kLine * core::kLine;
   }
+  // Those of fewer parameters, which begin with the first.
+  if (!accumulation.sums.empty()) engine->release_state(accumulation.sums.front());
+  accumulation = {};
   std::vector<char*> sums(tensors.size());
   std::vector<char> has_any(tensors.size());
   char* memory = engine->allocate_state(size);

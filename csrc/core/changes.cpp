@@ -11,6 +11,28 @@ namespace adamas {
 using core::bad;
 using core::check;
 
+namespace {
+
+// Memory of state that is given back unless it is kept.
+class NewState {
+ public:
+  explicit NewState(core::Engine& engine) : engine_(engine) {}
+  ~NewState() {
+    if (memory_ != nullptr) engine_.release_state(memory_);
+  }
+  NewState(const NewState&) = delete;
+  NewState& operator=(const NewState&) = delete;
+
+  char* allocate(std::size_t nbytes) { return memory_ = engine_.allocate_state(nbytes); }
+  void keep() { memory_ = nullptr; }
+
+ private:
+  core::Engine& engine_;
+  char* memory_ = nullptr;
+};
+
+}  // namespace
+
 // All that can be refused is done on copies, which then take the place of what there is.
 Status Optimizer::Impl::add(Span<const ParameterSpec> parameters, Span<const AdamConfig> groups,
                             Span<void* const> after) {
@@ -30,7 +52,8 @@ Status Optimizer::Impl::add(Span<const ParameterSpec> parameters, Span<const Ada
             "on a device, clipping can't be turned on once an optimizer is made"};
   }
   core::Storage grown = storage;
-  const auto allocate = [this](std::size_t nbytes) { return engine->allocate_state(nbytes); };
+  NewState state(*engine);
+  const auto allocate = [&](std::size_t nbytes) { return state.allocate(nbytes); };
   status = grown.extend(more, parameters, allocate, engine->access_width());
   if (status.ok()) status = core::check_state(more, grown);
   if (!status.ok()) return status;
@@ -61,6 +84,7 @@ Status Optimizer::Impl::add(Span<const ParameterSpec> parameters, Span<const Ada
     std::swap(storage, grown);
     return status;
   }
+  state.keep();
   steps = std::move(more_steps);
   locks = std::move(renewed);
   gradients = std::move(fresh);

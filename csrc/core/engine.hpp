@@ -77,6 +77,8 @@ class Engine {
   // Memory of the state, zeroed, which goes with the engine; asked for before start() or extend().
   // Null: there is none.
   virtual char* allocate_state(std::size_t nbytes) = 0;
+  // Gives it back before, after all that was queued.
+  virtual void release_state(char* memory) noexcept = 0;
 
   // Elements of state should lie as far into so many bytes as those of their parameter do, for wide
   // accesses; 0: they begin cache lines.

@@ -54,6 +54,10 @@ char* Engine::allocate_state(std::size_t nbytes) {
   return block.allocate(nbytes) ? block.data() : nullptr;
 }
 
+void Engine::release_state(char* memory) noexcept {
+  state_.remove_if([&](const core::ZeroedBlock& block) { return block.data() == memory; });
+}
+
 // Where they are not the caller's, which are as they are.
 void start_averages(const std::vector<Tensor>& tensors, std::size_t first) {
   for (std::size_t i = first; i < tensors.size(); ++i) {

@@ -1,7 +1,7 @@
 // The engine of parameters in the host's memory; cuda/offload/engine.hpp has one for its copies.
 #pragma once
 
-#include <deque>
+#include <list>
 #include <memory>
 
 #include "core/engine.hpp"
@@ -17,6 +17,7 @@ class Engine final : public core::Engine {
   static Status open(const AdamConfig& config, std::unique_ptr<core::Engine>* engine);
 
   char* allocate_state(std::size_t nbytes) override;
+  void release_state(char* memory) noexcept override;
   Status start(const core::Options& options, const std::vector<Tensor>& tensors,
                Span<void* const> after) override;
   Status step(const Selection& all, const core::StepInput& input, const core::Ordering& ordering,
@@ -39,7 +40,7 @@ class Engine final : public core::Engine {
   Status decide(const core::StepInput& input, core::StepResult* result) noexcept;
 
   const core::Options* options_ = nullptr;
-  std::deque<core::ZeroedBlock> state_;
+  std::list<core::ZeroedBlock> state_;
   const std::vector<Tensor>* tensors_ = nullptr;
   core::RateFolder rates_;
   std::unique_ptr<Stepper> stepper_;

@@ -66,6 +66,19 @@ char* Engine::allocate_state(std::size_t nbytes) {
   return status.ok() ? state.as<char>() : nullptr;
 }
 
+void Engine::release_state(char* memory) noexcept {
+  queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
+    timeline_.follow_all(queue);
+    return {};
+  });
+  const DeviceScope scope(device_);
+  state_.remove_if([&](Buffer& state) {
+    if (state.data() != memory) return false;
+    state.release(timeline_.stream());
+    return true;
+  });
+}
+
 Status Engine::start(const core::Options& options, const std::vector<core::Tensor>& tensors,
                      Span<void* const> after) {
   options_ = &options;
@@ -76,7 +89,7 @@ Status Engine::start(const core::Options& options, const std::vector<core::Tenso
   stepper_ = std::make_unique<Stepper>();
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_streams(queue, after);
-    control_->prepare(queue, options, tensors.size(), rates_.reals());
+    control_->prepare(queue, options, tensors, rates_.reals(), false);
     stepper_->prepare(queue, options, tensors, *control_, 0);
     queue.finish();
     return {};
@@ -98,12 +111,10 @@ Status Engine::extend(std::size_t first, Span<void* const> after) {
   Status status = queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_streams(queue, after);
     timeline_.follow_all(queue);
-    control->prepare(queue, *options_, tensors_->size(), rates.reals());
+    control->prepare(queue, *options_, *tensors_, rates.reals(), control_->decides());
     if (control_->decides()) {
-      Counters counters;
-      control_->read(queue, &counters);
       control_->read_steps(queue, {steps.data(), first});
-      control->write(queue, counters);
+      control->take_over(queue, *control_);
       control->write_steps(queue, steps);
     }
     if (control_->has_differing()) control->differ(queue);

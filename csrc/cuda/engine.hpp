@@ -5,7 +5,7 @@
 // the gradients' values or a graph replays them (cuda/step_control.hpp).
 #pragma once
 
-#include <deque>
+#include <list>
 #include <memory>
 
 #include "core/engine.hpp"
@@ -24,6 +24,7 @@ class Engine final : public core::Engine {
 
   std::int32_t device() const override { return device_.ordinal; }
   char* allocate_state(std::size_t nbytes) override;
+  void release_state(char* memory) noexcept override;
   std::size_t access_width() const override { return 16; }
   Status start(const core::Options& options, const std::vector<core::Tensor>& tensors,
                Span<void* const> after) override;
@@ -68,7 +69,7 @@ class Engine final : public core::Engine {
   const std::vector<core::Tensor>* tensors_ = nullptr;
   Status broken_;  // an error after which the state can't be relied on
   Timeline timeline_;
-  std::deque<Buffer> state_;
+  std::list<Buffer> state_;
   core::RateFolder rates_;
   std::unique_ptr<StepControl> control_;
   std::unique_ptr<Stepper> stepper_;

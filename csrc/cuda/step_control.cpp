@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
-#include <utility>
 
 #include "core/checks.hpp"
 #include "cuda/device/layout.hpp"
@@ -41,12 +40,14 @@ Control control_of(const Counters& counters) {
 
 }  // namespace
 
-void StepControl::prepare(Queue& queue, const core::Options& options, std::size_t tensors,
-                          const rules::Reals& reals) {
+void StepControl::prepare(Queue& queue, const core::Options& options,
+                          const std::vector<core::Tensor>& tensors, const rules::Reals& reals,
+                          bool decides) {
   options_ = &options;
-  decides_ = options.measures() || options.all.capturable;
+  tensors_ = &tensors;
+  tensors_count_ = tensors.size();
+  decides_ = decides || options.measures() || options.all.capturable;
   reals_ = reals;
-  tensors_count_ = tensors;
   const std::size_t groups = options.groups.size();
   queue.note(pinned_.create(queue.device(), Handle::Kind::pinned, sizeof(Control)));
   lay_out(queue, memory_, [&](Layout& layout) {
@@ -68,35 +69,41 @@ void StepControl::prepare(Queue& queue, const core::Options& options, std::size_
 
 void StepControl::release(Stream stream) {
   memory_.release(stream);
-  differing_.release(stream);
+  apart_memory_.release(stream);
 }
 
-// With numbers of steps that are all the same until they are written.  An error leaves all as it
-// is.
+// With numbers of steps that are all the same until they are written.
 void StepControl::differ(Queue& queue) {
   if (has_differing() || queue.error() != 0) return;
-  ByParameter made;
-  lay_out(queue, differing_, [&](Layout& layout) {
-    made.behind = layout.take<std::int64_t>(tensors_count_);
-    made.array_squares = layout.take<double>(tensors_count_);
-    made.entries = layout.take<RateEntry>(tensors_count_);
-    made.powers = layout.take<rules::RunningPowers>(tensors_count_);
-    made.places = layout.take<std::uint32_t>(tensors_count_);
-  });
-  std::vector<std::uint32_t> own(tensors_count_);
+  const std::size_t count = tensors_count_;
+  std::vector<std::uint32_t> own(count);
   std::iota(own.begin(), own.end(), std::uint32_t{0});
-  if (queue.error() == 0) {
-    queue.fill(made.behind, 0, tensors_count_ * sizeof(std::int64_t));
-    queue.fill(made.powers, 0, tensors_count_ * sizeof(rules::RunningPowers));
-    queue.store(made.places, own.data(), tensors_count_ * sizeof(std::uint32_t));
-    queue.finish();
-  }
-  if (queue.error() != 0) return differing_.release(queue.stream());
-  behind_ = made.behind;
-  array_squares_ = made.array_squares;
-  entries_ = made.entries;
-  powers_ = made.powers;
-  places_ = made.places;
+  const auto rates_of = [&](std::uint32_t i) { return (*tensors_)[i].spec.rates; };
+  std::vector<std::uint32_t> by_group = own;
+  std::stable_sort(by_group.begin(), by_group.end(),
+                   [&](std::uint32_t a, std::uint32_t b) { return rates_of(a) < rates_of(b); });
+  std::vector<std::int64_t> first_of_group(options_->groups.size() + 1);
+  for (const std::uint32_t i : own) ++first_of_group[static_cast<std::size_t>(rates_of(i)) + 1];
+  std::partial_sum(first_of_group.begin(), first_of_group.end(), first_of_group.begin());
+  Apart apart;
+  lay_out(queue, apart_memory_, [&](Layout& layout) {
+    apart.entries = layout.take<RateEntry>(count);
+    apart.powers = layout.take<rules::RunningPowers>(count);
+    apart.places = layout.take<std::uint32_t>(count);
+    apart.behind = layout.take<std::int64_t>(count);
+    apart.squares = layout.take<double>(count);
+    apart.by_group = layout.take<std::uint32_t>(count);
+    apart.first_of_group = layout.take<std::int64_t>(first_of_group.size());
+  });
+  queue.fill(apart.powers, 0, count * sizeof(rules::RunningPowers));
+  queue.fill(apart.behind, 0, count * sizeof(std::int64_t));
+  queue.copy(apart.places, own.data(), count * sizeof(std::uint32_t));
+  queue.copy(apart.by_group, by_group.data(), count * sizeof(std::uint32_t));
+  queue.copy(apart.first_of_group, first_of_group.data(),
+             first_of_group.size() * sizeof(std::int64_t));
+  queue.finish();
+  if (queue.error() != 0) return;
+  apart_ = apart;
   sent_places_ = std::move(own);
 }
 
@@ -104,9 +111,9 @@ const std::uint32_t* StepControl::send_places(Queue& queue, const std::uint32_t*
   if (sent_places_.size() != tensors_count_ ||
       !std::equal(sent_places_.begin(), sent_places_.end(), places)) {
     sent_places_.assign(places, places + tensors_count_);
-    queue.store(places_, sent_places_.data(), tensors_count_ * sizeof(std::uint32_t));
+    queue.store(apart_.places, sent_places_.data(), tensors_count_ * sizeof(std::uint32_t));
   }
-  return places_;
+  return apart_.places;
 }
 
 void StepControl::forget() {
@@ -136,10 +143,16 @@ void StepControl::send(Queue& queue, Span<const Rates> rates, double loss_scale)
   queue.store(rates_, sent_rates_.data(), count * sizeof(Rates));
 }
 
-void StepControl::sum_arrays(Queue& queue, const StepTables& tables) {
-  queue.launch_for(Kernel::array_squares, static_cast<std::int64_t>(tensors_count_), 1,
-                   ArraySquaresArgs{tables.squares(), tables.first_blocks(),
-                                    static_cast<std::int64_t>(tensors_count_), array_squares_});
+// The squares of single gradients, from those of their blocks, and of the groups from these.
+void StepControl::sum_groups(Queue& queue, const StepTables& tables) {
+  const auto count = static_cast<std::int64_t>(tensors_count_);
+  const auto groups = static_cast<std::int64_t>(options_->groups.size());
+  queue.launch_for(
+      Kernel::run_sums, count, 1,
+      RunSumsArgs{tables.squares(), nullptr, tables.first_blocks(), count, apart_.squares});
+  queue.launch_for(
+      Kernel::run_sums, groups, 1,
+      RunSumsArgs{apart_.squares, apart_.by_group, apart_.first_of_group, groups, group_squares_});
 }
 
 void StepControl::decide(Queue& queue, const StepTables& tables) {
@@ -156,16 +169,17 @@ void StepControl::decide(Queue& queue, const StepTables& tables) {
   args.clips_groups = options_->clips_groups();
   args.squares = tables.squares();
   args.blocks = tables.blocks_count();
-  args.entries = entries_;
+  args.entries = entries();
   args.powers = powers_;
-  if (places_ != nullptr) {
+  if (has_differing()) {
+    args.powers = apart_.powers;
     args.tensors = tables.tensors();
     args.grads = tables.grads();
-    args.behind = behind_;
-    args.array_squares = array_squares_;
+    args.behind = apart_.behind;
+    args.array_squares = apart_.squares;
     args.tensors_count = static_cast<std::int64_t>(tensors_count_);
   }
-  if (args.clips_groups) sum_arrays(queue, tables);
+  if (args.clips_groups) sum_groups(queue, tables);
   queue.launch(Kernel::decide, 1, args);
 }
 
@@ -184,6 +198,11 @@ Status StepControl::report_refusal(Queue& queue, Timeline& timeline) {
   queue.store(&control_->refusal, &kNoRefusal, sizeof(kNoRefusal));
   timeline.extend_last(queue);
   return status_of(refusal);
+}
+
+void StepControl::take_over(Queue& queue, const StepControl& other) {
+  queue.copy(control_, other.control_, sizeof(Control));
+  queue.copy(pinned_.get(), control_, sizeof(Control));
 }
 
 void StepControl::read(Queue& queue, Counters* counters) {
@@ -207,9 +226,9 @@ void StepControl::write(Queue& queue, const Counters& counters) {
 void StepControl::move_steps(Queue& queue, std::int64_t step, Span<const std::int64_t> moved) {
   if (!decides_) return;
   std::vector<std::int64_t> steps(tensors_count_);
-  if (behind_ != nullptr) read_steps(queue, steps);
+  if (has_differing()) read_steps(queue, steps);
   queue.store(&control_->step, &step, sizeof(step));
-  if (behind_ == nullptr) return;
+  if (!has_differing()) return;
   for (std::size_t i = 0; i < moved.size; ++i) steps[i] += moved[i];
   write_steps(queue, steps);
 }
@@ -218,8 +237,8 @@ void StepControl::read_steps(Queue& queue, Span<std::int64_t> steps) {
   Counters counters;
   read(queue, &counters);
   std::vector<std::int64_t> behind(tensors_count_);
-  if (behind_ != nullptr) {
-    queue.copy(behind.data(), behind_, behind.size() * sizeof(std::int64_t));
+  if (has_differing()) {
+    queue.copy(behind.data(), apart_.behind, behind.size() * sizeof(std::int64_t));
     queue.finish();
   }
   for (std::size_t i = 0; i < steps.size; ++i) steps[i] = counters.global_step - behind[i];
@@ -229,12 +248,12 @@ void StepControl::write_steps(Queue& queue, Span<const std::int64_t> steps) {
   Counters counters;
   read(queue, &counters);
   const auto is_same = [&](std::int64_t step) { return step == counters.global_step; };
-  if (behind_ == nullptr && std::all_of(steps.begin(), steps.end(), is_same)) return;
+  if (!has_differing() && std::all_of(steps.begin(), steps.end(), is_same)) return;
   differ(queue);
   if (queue.error() != 0) return;
   std::vector<std::int64_t> behind(tensors_count_);
   for (std::size_t i = 0; i < steps.size; ++i) behind[i] = counters.global_step - steps[i];
-  queue.copy(behind_, behind.data(), behind.size() * sizeof(std::int64_t));
+  queue.copy(apart_.behind, behind.data(), behind.size() * sizeof(std::int64_t));
   queue.finish();
 }
 

@@ -13,9 +13,10 @@ namespace adamas::cuda {
 
 class StepControl {
  public:
-  // `options` outlive this object.
-  void prepare(Queue& queue, const core::Options& options, std::size_t tensors,
-               const rules::Reals& reals);
+  // Options and tensors outlive this object.  The device decides where steps measure gradients or
+  // are replayed, and if `decides`.
+  void prepare(Queue& queue, const core::Options& options, const std::vector<core::Tensor>& tensors,
+               const rules::Reals& reals, bool decides);
   void release(Stream stream);
 
   // Whether the device decides; else the host does.
@@ -25,13 +26,14 @@ class StepControl {
   Control* control() const { return decides_ ? control_ : nullptr; }
   // By rates, or after differ() by parameter; the host stores its own there if they are too many to
   // be arguments.
-  RateEntry* entries() const { return entries_; }
+  RateEntry* entries() const { return has_differing() ? apart_.entries : entries_; }
   // By parameter, its place among the entries; null: that of its rates.
-  const std::uint32_t* places() const { return decides_ ? places_ : nullptr; }
+  const std::uint32_t* places() const { return decides_ ? apart_.places : nullptr; }
 
-  // From here on parameters may differ in their steps, or in how they are clipped.
+  // From here on parameters may differ in their steps, or in how they are clipped.  The host waits.
+  // After an error nothing has changed.  Throws std::bad_alloc.
   void differ(Queue& queue);
-  bool has_differing() const { return places_ != nullptr; }
+  bool has_differing() const { return apart_.places != nullptr; }
 
   // What is known by rates, in device memory.
   const AdamConfig* groups() const { return groups_; }
@@ -56,6 +58,8 @@ class StepControl {
   // What an earlier step was refused for, as soon as that is known.
   Status report_refusal(Queue& queue, Timeline& timeline);
 
+  // What another has counted, and has not reported yet.
+  void take_over(Queue& queue, const StepControl& other);
   void read(Queue& queue, Counters* counters);  // the host waits
   void write(Queue& queue, const Counters& counters);
   void move_steps(Queue& queue, std::int64_t step, Span<const std::int64_t> moved);
@@ -63,23 +67,27 @@ class StepControl {
   void write_steps(Queue& queue, Span<const std::int64_t> steps);
 
  private:
-  struct ByParameter {
-    std::int64_t* behind = nullptr;
-    double* array_squares = nullptr;
+  void sum_groups(Queue& queue, const StepTables& tables);
+
+  // What parameters have that may differ, by parameter.
+  struct Apart {
     RateEntry* entries = nullptr;
     rules::RunningPowers* powers = nullptr;
     std::uint32_t* places = nullptr;
+    std::int64_t* behind = nullptr;  // steps
+    double* squares = nullptr;
+    std::uint32_t* by_group = nullptr;       // the parameters of each group, in their order
+    std::int64_t* first_of_group = nullptr;  // by rates, among these; and one past the last
   };
 
-  void sum_arrays(Queue& queue, const StepTables& tables);
-
   const core::Options* options_ = nullptr;
+  const std::vector<core::Tensor>* tensors_ = nullptr;
+  std::size_t tensors_count_ = 0;  // that are in use; others may have been added
   bool decides_ = false;
   rules::Reals reals_{};
   std::vector<Rates> sent_rates_;
   double sent_loss_scale_ = 0.0;
   bool sent_groups_ = false;
-  std::size_t tensors_count_ = 0;
   std::vector<std::uint32_t> sent_places_;
 
   Handle pinned_;  // a Control, as it was after a step
@@ -92,10 +100,8 @@ class StepControl {
   RateEntry* entries_ = nullptr;
   rules::RunningPowers* powers_ = nullptr;
 
-  Buffer differing_;  // after differ(), by parameter
-  std::uint32_t* places_ = nullptr;
-  std::int64_t* behind_ = nullptr;
-  double* array_squares_ = nullptr;
+  Buffer apart_memory_;
+  Apart apart_;  // after differ()
 };
 
 }  // namespace adamas::cuda

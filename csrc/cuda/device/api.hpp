@@ -13,7 +13,7 @@
 
 namespace adamas::cuda {
 
-inline constexpr int kAbi = 4;
+inline constexpr int kAbi = 5;
 
 // Error codes of the device; 0: none.
 using Error = int;
@@ -30,7 +30,7 @@ enum class Kernel : std::int32_t {
   row_sums,       // RowSumsArgs: of centralized parameters
   row_means,      // RowMeansArgs
   block_squares,  // BlockSquaresArgs: sums of squares by block
-  array_squares,  // ArraySquaresArgs: these by parameter
+  run_sums,       // RunSumsArgs: of these by parameter, and of those by group
   decide,         // DecideArgs: whether and with which scalars a step is made
   index_rows,     // IndexRowsArgs: checks the rows of a sparse gradient
   mark_heads,     // MarkHeadsArgs: where each listed row begins among the sorted entries

@@ -156,11 +156,12 @@ struct BlockSquaresArgs {
   const double* loss_scale;
 };
 
-// The sums of squares of the gradients of all parameters, from those of their blocks.
-struct ArraySquaresArgs {
-  const double* squares;            // by block
-  const std::int64_t* first_block;  // by parameter, and one past the last
-  std::int64_t count;               // of parameters
+// The sums of `count` runs of values; run i is [first[i], first[i + 1]).
+struct RunSumsArgs {
+  const double* values;
+  const std::uint32_t* order;  // the values of the runs; null: as they lie
+  const std::int64_t* first;
+  std::int64_t count;
   double* sums;
 };
 
@@ -170,12 +171,11 @@ struct DecideArgs {
   const double* loss_scale;
   const AdamConfig* groups;  // by rates, as the following
   const Rates* rates;
-  double* group_squares;
+  const double* group_squares;
   std::int32_t rates_count;
   bool measured;
   rules::Reals reals;
   bool clips_groups;  // or single gradients
-  bool clips_apart;   // the factor depends on the parameter
   const double* squares;
   std::int64_t blocks;
   RateEntry* entries;  // by rates, or by parameter

@@ -15,6 +15,11 @@ struct OrderedSum {
 
   // All threads call it; `lanes[0]` is the sum.
   ADAMAS_DEVICE void run(Cta cta, int threads, const double* values, std::int64_t count) {
+    run(cta, threads, count, [&](std::int64_t i) { return values[i]; });
+  }
+
+  template <class ValueAt>
+  ADAMAS_DEVICE void run(Cta cta, int threads, std::int64_t count, ValueAt value_at) {
     cta.each([&](int thread) {
       if (thread < kLanes) lanes[thread] = 0.0;
     });
@@ -22,7 +27,7 @@ struct OrderedSum {
     for (std::int64_t begin = 0; begin < count; begin += kStaged) {
       const std::int64_t some = count - begin < kStaged ? count - begin : kStaged;
       cta.each([&](int thread) {
-        for (std::int64_t k = thread; k < some; k += threads) staged[k] = values[begin + k];
+        for (std::int64_t k = thread; k < some; k += threads) staged[k] = value_at(begin + k);
       });
       cta.sync();
       cta.each([&](int thread) {
@@ -40,16 +45,19 @@ struct OrderedSum {
   }
 };
 
-// The sums of squares of the gradients of single parameters, a block of threads for each.
-struct ArraySquares {
-  using Args = ArraySquaresArgs;
+// The sums of runs of values, a block of threads for each: the squares of the gradients of single
+// parameters, and from these of groups.
+struct RunSums {
+  using Args = RunSumsArgs;
   using Shared = OrderedSum;
   static constexpr int kThreads = kItemThreads;
 
   ADAMAS_DEVICE static void run(const Args& args, Cta cta, Shared& shared) {
     for (std::int64_t i = cta.block(); i < args.count; i += cta.blocks()) {
-      const std::int64_t first = args.first_block[i];
-      shared.run(cta, kThreads, args.squares + first, args.first_block[i + 1] - first);
+      const std::int64_t first = args.first[i];
+      shared.run(cta, kThreads, args.first[i + 1] - first, [&](std::int64_t k) {
+        return args.values[args.order == nullptr ? first + k : args.order[first + k]];
+      });
       cta.each([&](int thread) {
         if (thread == 0) args.sums[i] = shared.lanes[0];
       });
@@ -74,7 +82,6 @@ struct Decide {
       if (thread == 0) begin(args, shared);
     });
     if (args.measured) shared.sum.run(cta, kThreads, args.squares, args.blocks);
-    if (args.clips_groups) sum_groups(args, cta);
     cta.sync();
     fold_all(args, cta, shared, false);
     cta.each([&](int thread) {
@@ -96,20 +103,6 @@ struct Decide {
     shared.fits = true;
     shared.overflows = false;
     shared.ends = false;
-  }
-
-  // Over the parameters of each group, in their order.
-  ADAMAS_DEVICE static void sum_groups(const Args& args, Cta cta) {
-    cta.each([&](int thread) {
-      for (int k = thread; k < args.rates_count; k += kThreads) {
-        double lanes[kLanes] = {};
-        std::int64_t next = 0;
-        for (std::int64_t i = 0; i < args.tensors_count; ++i) {
-          if (args.tensors[i].rates == k) lanes[next++ % kLanes] += args.array_squares[i];
-        }
-        args.group_squares[k] = rules::tree_sum(lanes);
-      }
-    });
   }
 
   // The clip of the gradients of entry k, in the second pass.

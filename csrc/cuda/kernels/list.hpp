@@ -79,8 +79,8 @@ Error start_kernel(Kernel kernel, const KernelTypes& types, Start start) {
       return start.template run<RowMeans>();
     case Kernel::block_squares:
       return start.template run<BlockSquares>();
-    case Kernel::array_squares:
-      return start.template run<ArraySquares>();
+    case Kernel::run_sums:
+      return start.template run<RunSums>();
     case Kernel::decide:
       return start.template run<Decide>();
     case Kernel::index_rows:

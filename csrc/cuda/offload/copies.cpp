@@ -126,7 +126,7 @@ Status OffloadCopies::stage(const core::Tensor& tensor, Copy& copy, Gradient* gr
   return {};
 }
 
-Status OffloadCopies::fetch(const core::Ordering& ordering) noexcept {
+Status OffloadCopies::fetch(const core::Ordering& ordering, bool with_parameters) noexcept {
   ordering.wait_for_last();
   return queue_down({&ordering.queueing.stream, 1}, [&](Queue& queue) {
     queue.wait_for_streams(ordering.queueing.after, before_.get());
@@ -134,7 +134,7 @@ Status OffloadCopies::fetch(const core::Ordering& ordering) noexcept {
       const std::size_t i = first_ + k;
       const Copy& copy = *copies_[i];
       if (copy.from.is_absent) continue;
-      queue.copy(copy.param.get(), copy.device_param, copy.nbytes);
+      if (with_parameters) queue.copy(copy.param.get(), copy.device_param, copy.nbytes);
       queue.copy(copy.grad.get(), copy.from.values, nbytes_of(tensors_[i], copy.from));
       if (copy.from.rows != nullptr) {
         queue.copy(copy.indices.get(), copy.from_rows.data, index_nbytes(copy.from_rows));

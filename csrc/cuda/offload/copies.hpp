@@ -27,9 +27,9 @@ class OffloadCopies {
   // The same gradients as they will be on the host, with memory for them.
   Status stage(const core::Selection& selection, core::Selection* staged) noexcept;
 
-  // Queues the copies down of what stage() has seen, after all that the step comes after; waits for
-  // those of parameter i; queues its copy up.
-  Status fetch(const core::Ordering& ordering) noexcept;
+  // Queues the copies down of what stage() has seen, the gradients alone or parameters too, after
+  // all that the step comes after; waits for those of parameter i; queues its copy up.
+  Status fetch(const core::Ordering& ordering, bool with_parameters) noexcept;
   Status wait(std::size_t i) noexcept;
   Status send(std::size_t i) noexcept;
 

@@ -46,17 +46,17 @@ Status OffloadEngine::extend(std::size_t first, Span<void* const> after) {
 }
 
 Status OffloadEngine::fetch(const core::Selection& selection, const core::Ordering& ordering,
-                            core::Selection* staged) noexcept {
+                            bool with_parameters, core::Selection* staged) noexcept {
   Status status = broken_;
   if (status.ok()) status = copies_.stage(selection, staged);
-  if (status.ok()) status = copies_.fetch(ordering);
+  if (status.ok()) status = copies_.fetch(ordering, with_parameters);
   return status;
 }
 
 Status OffloadEngine::step(const core::Selection& all, const core::StepInput& input,
                            const core::Ordering& ordering, core::StepResult* result) noexcept {
   core::Selection staged{};
-  if (Status status = fetch(all, ordering, &staged); !status.ok()) return status;
+  if (Status status = fetch(all, ordering, true, &staged); !status.ok()) return status;
   // Whether the update of a parameter depends on its own gradient alone, and can't be refused.
   const bool streams = !options_->measures() && !all.has_sparse;
   Status status =
@@ -96,7 +96,7 @@ Status OffloadEngine::step_at_once(const core::Selection& staged, const core::St
 // One parameter of an open step.
 Status OffloadEngine::apply(const core::Selection& one, const core::Ordering& ordering) noexcept {
   core::Selection staged{};
-  if (Status status = fetch(one, ordering, &staged); !status.ok()) return status;
+  if (Status status = fetch(one, ordering, true, &staged); !status.ok()) return status;
   if (Status status = copies_.wait(one.first); !status.ok()) return status;
   if (Status status = host_.apply(staged, after_fetch(ordering)); !status.ok()) return status;
   return finish(copies_.send(one.first), ordering);
@@ -113,7 +113,7 @@ Status OffloadEngine::finish(Status sent, const core::Ordering& ordering) noexce
 Status OffloadEngine::accumulate(const core::Selection& all, const core::Accumulation& sums,
                                  const core::Ordering& ordering) noexcept {
   core::Selection staged{};
-  if (Status status = fetch(all, ordering, &staged); !status.ok()) return status;
+  if (Status status = fetch(all, ordering, false, &staged); !status.ok()) return status;
   for (std::size_t i = staged.first; i < staged.last; ++i) {
     if (Status status = copies_.wait(i); !status.ok()) return status;
   }

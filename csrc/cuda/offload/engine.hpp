@@ -14,6 +14,7 @@ class OffloadEngine final : public core::Engine {
                      std::unique_ptr<core::Engine>* engine);
 
   char* allocate_state(std::size_t nbytes) override { return host_.allocate_state(nbytes); }
+  void release_state(char* memory) noexcept override { host_.release_state(memory); }
   Status start(const core::Options& options, const std::vector<core::Tensor>& tensors,
                Span<void* const> after) override;
   Status extend(std::size_t first, Span<void* const> after) override;
@@ -35,7 +36,7 @@ class OffloadEngine final : public core::Engine {
 
  private:
   Status fetch(const core::Selection& selection, const core::Ordering& ordering,
-               core::Selection* staged) noexcept;
+               bool with_parameters, core::Selection* staged) noexcept;
   Status stream(const core::Selection& staged, const core::StepInput& input,
                 const core::Ordering& ordering) noexcept;
   Status step_at_once(const core::Selection& staged, const core::StepInput& input,
