@@ -48,8 +48,12 @@ void StepControl::prepare(Queue& queue, const core::Options& options,
   tensors_count_ = tensors.size();
   decides_ = decides || options.measures() || options.all.capturable;
   reals_ = reals;
+  apart_ = {};
+  forget();
   const std::size_t groups = options.groups.size();
-  queue.note(pinned_.create(queue.device(), Handle::Kind::pinned, sizeof(Control)));
+  if (pinned_.get() == nullptr) {
+    queue.note(pinned_.create(queue.device(), Handle::Kind::pinned, sizeof(Control)));
+  }
   lay_out(queue, memory_, [&](Layout& layout) {
     control_ = layout.take<Control>(1);
     loss_scale_ = layout.take<double>(1);
