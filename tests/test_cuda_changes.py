@@ -303,6 +303,27 @@ def test_sparse_gradients_of_changing_arrays(functional_device, identity):
     held.check(identity)
 
 
+@every("dtype", [np.float32, np.float64, HALVES[0]])
+def test_changes_are_written_where_the_caller_wants_them(dtype, functional_device, identity):
+    rng = np.random.default_rng(5)
+    held = Held(rng, dtype, kinds=("moment1", "moment2", "delta"), out="delta")
+    held.arrays["cpu"]["delta"] = [a.astype(dtype) for a in held.arrays["cpu"]["delta"]]
+    held.arrays["gpu"]["delta"] = [on_device(a, 8) for a in held.arrays["cpu"]["delta"]]
+    for indices in (*CALLS["the list"], *CALLS["one by one"]):
+        shapes = [held.arrays["cpu"]["params"][i].shape for i in indices]
+        grads = [random(rng, shape, dtype) for shape in shapes]
+        held.call("gpu", indices, [on_device(grad) for grad in grads])
+        held.call("cpu", indices, grads)
+    held.check(identity)
+
+
+@emulated
+def test_changes_have_no_place_on_a_device_by_default():
+    arrays = [[fake()] for _ in range(4)]
+    with pytest.raises(ValueError, match="delta must be given"):
+        functional.adam(*arrays, steps=[0], out="delta")
+
+
 @emulated
 def test_other_arrays_take_the_place_of_the_last_ones(functional_device):
     """In the same memory of the device, once the former call is done with it."""
