@@ -249,6 +249,22 @@ bool view_state(const AdamConfig& config, PyObject* object, std::size_t k, py::s
   return true;
 }
 
+// The indices of rows, where their parameter is; false: of another kind.
+bool view_indices(PyObject* object, const Array& param, Scratch& scratch, RowIndices* rows) {
+  if (py::isinstance<DeviceArray>(object)) {
+    const auto& array = py::handle(object).cast<const DeviceArray&>();
+    if (!array.is_index() || array.device() != param.device) return false;
+    *rows = {array.data(), array.size(), array.item_nbytes() == 8};
+    if (array.stream() != nullptr) scratch.streams.push_back(array.stream());
+    return true;
+  }
+  if (!py::isinstance<py::array>(object) || param.device != kCpu) return false;
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  *rows = {array.data(), array.size(), array.itemsize() == 8};
+  return array.dtype().kind() == 'i' && array.itemsize() >= 4 &&
+         (array.flags() & py::array::c_style) != 0;
+}
+
 // A gradient: None, an array that lies like its parameter, or indices and values of rows; false: of
 // another kind.
 bool view_grad(PyObject* object, const Array& param, Scratch& scratch, Gradient* grad) {
@@ -258,18 +274,15 @@ bool view_grad(PyObject* object, const Array& param, Scratch& scratch, Gradient*
   }
   Array array;
   if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
-    PyObject* const indices = PyTuple_GET_ITEM(object, 0);
-    if (!py::isinstance<py::array>(indices) || !view(PyTuple_GET_ITEM(object, 1), &array)) {
+    RowIndices rows{};
+    if (!view_indices(PyTuple_GET_ITEM(object, 0), param, scratch, &rows) ||
+        !view(PyTuple_GET_ITEM(object, 1), &array)) {
       return false;
     }
-    const auto list = py::reinterpret_borrow<py::array>(indices);
     const std::int64_t row_length =
         param.axes == 0 || param.lengths[0] == 0 ? 0 : param.count / param.lengths[0];
-    if (list.dtype().kind() != 'i' || list.itemsize() < 4 || !array.is_c_contiguous() ||
-        (list.flags() & py::array::c_style) == 0 || array.count != list.size() * row_length) {
-      return false;
-    }
-    scratch.rows.push_back({list.data(), list.size(), list.itemsize() == 8});
+    if (!array.is_c_contiguous() || array.count != rows.count * row_length) return false;
+    scratch.rows.push_back(rows);
     grad->rows = &scratch.rows.back();
   } else if (!view(object, &array) || !array.is_aligned || !array.has_shape_of(param) ||
              !array.has_strides_of(param)) {

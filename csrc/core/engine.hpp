@@ -85,7 +85,8 @@ class Engine {
   virtual std::size_t access_width() const { return 0; }
 
   // Takes parameters and state into use, after what is in the streams `after`; options and tensors
-  // outlive the engine.  Throws std::bad_alloc.
+  // outlive the engine.  May be called again, for others; not after an error.  Throws
+  // std::bad_alloc.
   virtual Status start(const Options& options, const std::vector<Tensor>& tensors,
                        Span<void* const> after) = 0;
 

@@ -50,6 +50,7 @@ struct AdamUpdate::Impl {
   Status take_options(const AdamConfig& config, Span<const ParameterSpec> parameters,
                       Span<const AdamConfig> groups);
   Status take_arrays(Span<const ParameterSpec> parameters);
+  Status start_engine(std::int32_t wanted);
   Status check_given() const;
   Status step(Span<const Gradient> grads, Span<const Rates> rates, Span<std::int64_t> steps,
               UpdateResult* result, const Queueing& queueing) noexcept;
@@ -102,25 +103,29 @@ Status AdamUpdate::Impl::take_options(const AdamConfig& config,
 }
 
 Status AdamUpdate::Impl::take_arrays(Span<const ParameterSpec> parameters) {
-  const std::int32_t wanted = parameters.size == 0 ? kCpu : parameters[0].device;
-  if (!engine || device != wanted || device != kCpu) {
+  Status status = storage.prepare(options, parameters, {}, 0);
+  if (status.ok()) status = core::check_state(options, storage);
+  if (status.ok()) status = check_given();
+  if (!status.ok()) return status;
+  gradients.prepare(options, storage);
+  return start_engine(parameters.size == 0 ? kCpu : parameters[0].device);
+}
+
+// The one there is, on the same device.
+Status AdamUpdate::Impl::start_engine(std::int32_t wanted) {
+  if (wanted != kCpu && options.measures()) {
+    return bad(
+        "max_grad_norm and skip_nonfinite need an optimizer on a device, which decides there");
+  }
+  if (!engine || device != wanted) {
     engine.reset();
     if (Status status = core::open_engine(options.all, wanted, &engine); !status.ok()) {
       return status;
     }
     device = wanted;
   }
-  Status status = storage.prepare(options, parameters, {}, 0);
-  if (status.ok()) status = core::check_state(options, storage);
-  if (status.ok()) status = check_given();
-  if (!status.ok()) return status;
-  gradients.prepare(options, storage);
-  status = engine->start(options, storage.tensors(), {});
-  if (status.ok() && engine->counts_steps()) {
-    engine.reset();
-    return bad(
-        "max_grad_norm and skip_nonfinite need an optimizer on a device, which decides there");
-  }
+  Status status = engine->start(options, storage.tensors(), {});
+  if (!status.ok()) engine.reset();
   return status;
 }
 
@@ -160,6 +165,10 @@ Status AdamUpdate::Impl::step(Span<const Gradient> grads, Span<const Rates> rate
   const std::vector<core::RangeLock*> no_locks;
   core::StepResult made;
   Status status = engine->step(all, input, {queueing, no_locks}, &made);
+  if (status.code() == StatusCode::device_error) {
+    engine.reset();  // it takes no more steps, but the caller's arrays are the caller's
+    is_ready = false;
+  }
   if (!status.ok()) return status;
   for (std::size_t i = 0; i < steps.size && !made.skipped; ++i) {
     steps[i] += grads[i].is_absent ? 0 : 1;

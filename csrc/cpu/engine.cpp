@@ -51,7 +51,9 @@ Status Engine::open(const AdamConfig& config, std::unique_ptr<core::Engine>* eng
 
 char* Engine::allocate_state(std::size_t nbytes) {
   core::ZeroedBlock& block = state_.emplace_back();
-  return block.allocate(nbytes) ? block.data() : nullptr;
+  if (block.allocate(nbytes)) return block.data();
+  state_.pop_back();
+  return nullptr;
 }
 
 void Engine::release_state(char* memory) noexcept {

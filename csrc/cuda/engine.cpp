@@ -63,7 +63,10 @@ char* Engine::allocate_state(std::size_t nbytes) {
     queue.finish();
     return {};
   });
-  return status.ok() ? state.as<char>() : nullptr;
+  if (status.ok()) return state.as<char>();
+  state.release(timeline_.stream());
+  state_.pop_back();
+  return nullptr;
 }
 
 void Engine::release_state(char* memory) noexcept {
@@ -86,10 +89,11 @@ Status Engine::start(const core::Options& options, const std::vector<core::Tenso
   tensors_ = &tensors;
   note_clipping();
   rates_.prepare(options, tensors);
-  control_ = std::make_unique<StepControl>();
-  stepper_ = std::make_unique<Stepper>();
+  if (!control_) control_ = std::make_unique<StepControl>();
+  if (!stepper_) stepper_ = std::make_unique<Stepper>();
   return queue_work(timeline_.stream(), [&](Queue& queue) -> Status {
     timeline_.follow_streams(queue, after);
+    timeline_.follow_all(queue);
     control_->prepare(queue, options, tensors, rates_.reals(), false);
     stepper_->prepare(queue, options, tensors, *control_, 0);
     queue.finish();

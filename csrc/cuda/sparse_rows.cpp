@@ -29,10 +29,12 @@ void SparseRows::prepare(Queue& queue, const core::Options& options,
   tensors_ = &tensors;
   measures_ = options.measures();
   needs_first_ = options.all.row_policy == RowPolicy::exact;
+  for (const auto& kept : kept_) {
+    if (kept) kept->memory.release(queue.stream());
+  }
+  kept_.clear();
   kept_.resize(tensors.size());
   outside_.reserve(queue, tensors.size() * sizeof(std::int32_t));
-  queue.note(pinned_.create(queue.device(), Handle::Kind::pinned,
-                            std::max<std::size_t>(tensors.size(), 1) * sizeof(std::int32_t)));
 }
 
 void SparseRows::release(Stream stream) {
@@ -79,8 +81,15 @@ void SparseRows::reserve(Queue& queue, std::size_t i, const RowIndices& given) {
 
 // All parameters at once, so that the host waits once.
 Status SparseRows::check(Queue& queue, const core::Selection& selection) {
-  auto* outside = pinned_.as<std::int32_t>();
   const std::size_t nbytes = tensors_->size() * sizeof(std::int32_t);
+  if (pinned_nbytes_ < nbytes) {
+    Handle larger;
+    queue.note(larger.create(queue.device(), Handle::Kind::pinned, nbytes));
+    if (queue.error() != 0) return queue.status();
+    pinned_.swap(larger);
+    pinned_nbytes_ = nbytes;
+  }
+  auto* outside = pinned_.as<std::int32_t>();
   queue.fill(outside_.data(), 0, nbytes);
   for_sparse(selection, [&](std::size_t i, const RowIndices& rows) {
     queue.launch_for(Kernel::index_rows, rows.count, kItemThreads,

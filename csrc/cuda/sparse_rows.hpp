@@ -20,7 +20,7 @@ class SparseRows {
     double* squares = nullptr;       // by listed row; if measured
   };
 
-  // `tensors` outlive this object.
+  // `tensors` outlive this object.  May be called again, for others.
   void prepare(Queue& queue, const core::Options& options,
                const std::vector<core::Tensor>& tensors);
   void release(Stream stream);
@@ -47,7 +47,8 @@ class SparseRows {
   bool measures_ = false;
   bool needs_first_ = false;
   Buffer outside_;  // by parameter: whether an index is
-  Handle pinned_;   // the same on the host
+  Handle pinned_;   // the same on the host, made when a gradient is sparse
+  std::size_t pinned_nbytes_ = 0;
   Buffer scratch_;
   std::vector<std::unique_ptr<Kept>> kept_;  // by parameter
 };

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
-#include <utility>
 
 #include "core/checks.hpp"
 #include "cuda/device/layout.hpp"
@@ -49,8 +48,12 @@ void StepControl::prepare(Queue& queue, const core::Options& options,
   tensors_count_ = tensors.size();
   decides_ = decides || options.measures() || options.all.capturable;
   reals_ = reals;
+  apart_ = {};
+  forget();
   const std::size_t groups = options.groups.size();
-  queue.note(pinned_.create(queue.device(), Handle::Kind::pinned, sizeof(Control)));
+  if (pinned_.get() == nullptr) {
+    queue.note(pinned_.create(queue.device(), Handle::Kind::pinned, sizeof(Control)));
+  }
   lay_out(queue, memory_, [&](Layout& layout) {
     control_ = layout.take<Control>(1);
     loss_scale_ = layout.take<double>(1);
@@ -73,8 +76,7 @@ void StepControl::release(Stream stream) {
   apart_memory_.release(stream);
 }
 
-// With numbers of steps that are all the same until they are written.  An error leaves all as it
-// is.
+// With numbers of steps that are all the same until they are written.
 void StepControl::differ(Queue& queue) {
   if (has_differing() || queue.error() != 0) return;
   const std::size_t count = tensors_count_;
@@ -104,7 +106,7 @@ void StepControl::differ(Queue& queue) {
   queue.copy(apart.first_of_group, first_of_group.data(),
              first_of_group.size() * sizeof(std::int64_t));
   queue.finish();
-  if (queue.error() != 0) return apart_memory_.release(queue.stream());
+  if (queue.error() != 0) return;
   apart_ = apart;
   sent_places_ = std::move(own);
 }

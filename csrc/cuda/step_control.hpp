@@ -14,7 +14,7 @@ namespace adamas::cuda {
 class StepControl {
  public:
   // Options and tensors outlive this object.  The device decides where steps measure gradients or
-  // are replayed, and if `decides`.
+  // are replayed, and if `decides`.  May be called again, for others.
   void prepare(Queue& queue, const core::Options& options, const std::vector<core::Tensor>& tensors,
                const rules::Reals& reals, bool decides);
   void release(Stream stream);

@@ -51,6 +51,9 @@ void add_segments(const core::Tensor& tensor, const core::Rows& rows, std::vecto
 void StepTables::prepare(Queue& queue, const AdamConfig& config,
                          const std::vector<core::Tensor>& tensors, const core::Plan& plan) {
   const std::size_t count = tensors.size();
+  entries_.clear();
+  first_segments_.clear();
+  chosen_ = false;
   kinds_.assign(count, kNone);
   range_of_.resize(count);
   prepare_rows(queue, config, tensors, plan);
@@ -94,8 +97,10 @@ void StepTables::prepare_rows(Queue& queue, const AdamConfig& config,
     segment_sums = layout.take<double>(static_cast<std::size_t>(plan.segment_sums));
     row_means = layout.take<double>(means);
   });
-  queue.copy(segments_, slices.data(), slices.size() * sizeof(Slice));
-  queue.finish();  // the copy has been taken
+  if (!slices.empty()) {
+    queue.copy(segments_, slices.data(), slices.size() * sizeof(Slice));
+    queue.finish();  // the copy has been taken
+  }
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     TensorEntry entry = entry_of(config, tensors[i]);
     if (const core::Rows* rows = rows_of(i); rows != nullptr) {

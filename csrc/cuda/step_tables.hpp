@@ -19,7 +19,7 @@ struct SliceRange {
 
 class StepTables {
  public:
-  // `tensors` outlive this object.
+  // `tensors` outlive this object.  May be called again, for others.
   void prepare(Queue& queue, const AdamConfig& config, const std::vector<core::Tensor>& tensors,
                const core::Plan& plan);
   void release(Stream stream);

@@ -112,7 +112,7 @@ def adam(
     out : {"param", "delta"}, default "param"
         "delta": the parameters are only read; what they would change by is written to ``delta``.
     delta : sequence or dict of arrays, optional
-        Arrays like ``params`` for ``out="delta"``; by default new ones.
+        Arrays like ``params`` for ``out="delta"``; by default new ones, on the CPU.
 
     Returns
     -------
@@ -337,6 +337,8 @@ def _with_delta(
     """Add places for what the parameters change by."""
     params, grads, states, steps = arrays
     if delta is None:
+        if any(device_parameter(param) is not None for param in params):
+            raise ValueError("delta must be given for parameters on a CUDA device")
         deltas: list[Any] = [np.zeros_like(parameter_array(param)) for param in params]
     else:
         deltas = list(delta) if names is None else _in_order(names, "delta", delta)
