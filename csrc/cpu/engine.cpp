@@ -41,25 +41,6 @@ Status status_of(rules::Refusal refusal) {
   return {};
 }
 
-}  // namespace
-
-Status Engine::open(const AdamConfig& config, std::unique_ptr<core::Engine>* engine) {
-  if (config.capturable) return bad("capturable must be False for parameters in CPU memory");
-  *engine = std::make_unique<Engine>();
-  return {};
-}
-
-char* Engine::allocate_state(std::size_t nbytes) {
-  core::ZeroedBlock& block = state_.emplace_back();
-  if (block.allocate(nbytes)) return block.data();
-  state_.pop_back();
-  return nullptr;
-}
-
-void Engine::release_state(char* memory) noexcept {
-  state_.remove_if([&](const core::ZeroedBlock& block) { return block.data() == memory; });
-}
-
 // Where they are not the caller's, which are as they are.
 void start_averages(const std::vector<Tensor>& tensors, std::size_t first) {
   for (std::size_t i = first; i < tensors.size(); ++i) {
@@ -79,6 +60,25 @@ void start_averages(const std::vector<Tensor>& tensors, std::size_t first) {
       std::memcpy(average, tensor.data(), tensor.nbytes);
     }
   }
+}
+
+}  // namespace
+
+Status Engine::open(const AdamConfig& config, std::unique_ptr<core::Engine>* engine) {
+  if (config.capturable) return bad("capturable must be False for parameters in CPU memory");
+  *engine = std::make_unique<Engine>();
+  return {};
+}
+
+char* Engine::allocate_state(std::size_t nbytes) {
+  core::ZeroedBlock& block = state_.emplace_back();
+  if (block.allocate(nbytes)) return block.data();
+  state_.pop_back();
+  return nullptr;
+}
+
+void Engine::release_state(char* memory) noexcept {
+  state_.remove_if([&](const core::ZeroedBlock& block) { return block.data() == memory; });
 }
 
 Status Engine::start(const core::Options& options, const std::vector<Tensor>& tensors,
