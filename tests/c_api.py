@@ -119,6 +119,24 @@ def library():
         "state_nbytes": (c_size_t, (optimizer,)),
         "read_device": (Status, (optimizer, c_void_p, c_void_p, size)),
         "write_device": (Status, (optimizer, c_void_p, c_void_p, size)),
+        "create_groups": (
+            Status,
+            (c_void_p, c_void_p, size, c_void_p, size, POINTER(c_void_p)),
+        ),
+        "set_group": (Status, (optimizer, size, c_void_p)),
+        "add": (Status, (optimizer, c_void_p, size, c_void_p, size)),
+        "end_step_skipping": (Status, (optimizer,)),
+        "steps": (Status, (optimizer, c_void_p, size)),
+        "set_steps": (Status, (optimizer, c_void_p, size)),
+        "accumulate": (Status, (optimizer, c_void_p, size, c_void_p)),
+        "step_accumulated": (Status, (optimizer, POINTER(Rates), size, c_void_p)),
+        "accumulated": (c_int64, (optimizer,)),
+        "discard_accumulated": (None, (optimizer,)),
+        "update": (
+            Status,
+            (c_void_p, c_void_p, c_void_p, c_void_p, size, POINTER(Rates), size, c_void_p, size)
+            + (c_void_p,),
+        ),
         "set_rates": (Status, (optimizer, POINTER(Rates), size, c_void_p)),
         "version": (ctypes.c_char_p, ()),
         "isa_in_use": (ctypes.c_char_p, ()),
@@ -174,10 +192,13 @@ def array_of(structs):
 class Optimizer:
     """An optimizer of the C API; statuses that are not OK raise RuntimeError."""
 
-    def __init__(self, config, parameters):
+    def __init__(self, config, parameters, groups=()):
         self.handle = c_void_p()
         self.parameters = parameters
-        made = call("create", byref(config), array_of(parameters), len(parameters), self.handle)
+        listed = array_of(parameters), len(parameters)
+        if groups:
+            listed += array_of(groups), len(groups)
+        made = call("create_groups" if groups else "create", byref(config), *listed, self.handle)
         self.check(made)
 
     def __del__(self):

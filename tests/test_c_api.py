@@ -234,6 +234,8 @@ def test_null_pointers(simple):
         "apply": (0, None, None),
         "decode_moment": (0, 0, None),
         "set_rates": (None, 1, None),
+        "steps": (None, 1),
+        "set_steps": (None, 1),
     }.items():
         code, _, text = refused(optimizer, array, lambda n=name, a=arguments: optimizer.call(n, *a))
         assert code in (INVALID, BAD_STATE)
@@ -371,6 +373,113 @@ def test_programs_compiled_with_a_later_header():
     with pytest.raises(RuntimeError, match="does not know") as caught:
         c_api.Optimizer(grown(LongerConfig), changed)
     assert caught.value.args[1] == 1
+
+
+def grads_of(arrays, step, *, absent=()):
+    rng = np.random.default_rng(step)
+    return [
+        None if i in absent else rng.standard_normal(array.shape).astype(np.float32)
+        for i, array in enumerate(arrays)
+    ]
+
+
+def in_c(grads):
+    """Return gradients as structs; the arrays must stay."""
+    none = initialized(Gradient, is_absent=1)
+    return [none if grad is None else c_api.gradient(grad) for grad in grads]
+
+
+def test_groups_absent_gradients_steps_and_more_parameters():
+    """What the opened optimizer does has the bits of Python's, which other tests look at."""
+    start = [np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(5, np.float32)]
+    ours, theirs, more = copies(start), copies(start), [np.ones(4, np.float32) for _ in range(2)]
+    optimizer = adamas.Adam([{"params": ours[:1], "beta1": 0.5}, {"params": ours[1:]}])
+    config = initialized(Config)
+    groups = [initialized(Config, beta1=0.5), initialized(Config)]
+    c = c_api.Optimizer(
+        config, [c_api.parameter(array, rates=i) for i, array in enumerate(theirs)], groups
+    )
+    rates = [(1e-3, 0.0)] * 2
+    for step, absent in enumerate([(), (0,), (1,), ()]):
+        grads = grads_of(ours, step, absent=absent)
+        optimizer(grads)
+        c.step(in_c(grads), rates)
+    optimizer.groups[1].beta2 = 0.9
+    c.call("set_group", 1, ctypes.byref(initialized(Config, beta2=0.9)))
+    optimizer.add(adamas.Parameter(more[0]))
+    added = c_api.array_of([c_api.parameter(more[1], rates=2)])
+    c.call("add", added, 1, c_api.array_of([initialized(Config)]), 1)
+    grads = grads_of([*ours, more[0]], 9)
+    optimizer(grads)
+    c.step(in_c(grads), rates * 2)
+    steps = np.zeros(3, np.int64)
+    c.call("steps", steps.ctypes.data, 3)
+    assert steps.tolist() == optimizer.steps == [4, 4, 1]
+    for mine, other in zip([*ours, more[0]], [*theirs, more[1]], strict=True):
+        assert mine.tobytes() == other.tobytes()
+
+
+def test_accumulated_gradients():
+    ours, theirs = [np.ones(7, np.float32)], [np.ones(7, np.float32)]
+    optimizer = adamas.Adam(ours, reduction="sum")
+    c = c_api.Optimizer(initialized(Config, reduction=1), [c_api.parameter(theirs[0])])
+    for step in range(3):
+        grads = grads_of(ours, step)
+        optimizer.accumulate(grads)
+        c.call("accumulate", c_api.array_of(in_c(grads)), 1, None)
+    assert c.call("accumulated") == 3
+    optimizer()
+    c.call("step_accumulated", c_api.array_of([Rates(1e-3, 0.0)]), 1, None)
+    assert c.call("accumulated") == 0
+    assert ours[0].tobytes() == theirs[0].tobytes()
+    c.call("accumulate", c_api.array_of(in_c(grads)), 1, None)
+    c.call("discard_accumulated")
+    assert c.call("accumulated") == 0
+
+
+def test_a_step_without_an_optimizer():
+    lists = [[np.ones(7, np.float32), np.zeros(7, np.float32), np.zeros(7, np.float32)]] * 2
+    ours, theirs = (copies(arrays) for arrays in lists)
+    steps = np.zeros(1, np.int64)
+    for step in range(3):
+        (grad,) = grads_of(ours[:1], step)
+        adamas.functional.adam(ours[:1], [grad], ours[1:2], ours[2:], steps=[step])
+        parameter = c_api.parameter(
+            theirs[0], moment1=theirs[1].ctypes.data, moment2=theirs[2].ctypes.data
+        )
+        done = c_api.call(
+            "update",
+            ctypes.byref(initialized(Config)),
+            ctypes.byref(parameter),
+            ctypes.byref(c_api.gradient(grad)),
+            steps.ctypes.data,
+            1,
+            c_api.array_of([Rates(1e-3, 0.0)]),
+            1,
+            None,
+            0,
+            None,
+        )
+        assert (done.code, done.text) == (0, b"ok")
+    assert steps.tolist() == [3]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.tobytes() == other.tobytes()
+    missing = c_api.parameter(theirs[0], moment1=theirs[1].ctypes.data)
+    refused_update = c_api.call(
+        "update",
+        ctypes.byref(initialized(Config)),
+        ctypes.byref(missing),
+        ctypes.byref(c_api.gradient(grad)),
+        steps.ctypes.data,
+        1,
+        c_api.array_of([Rates(1e-3, 0.0)]),
+        1,
+        None,
+        0,
+        None,
+    )
+    assert refused_update.code == INVALID
+    assert steps.tolist() == [3]
 
 
 class FormerConfig(ctypes.Structure):

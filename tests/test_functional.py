@@ -288,6 +288,20 @@ def test_changes_of_what_has_no_gradient_are_zero():
     assert not deltas[1].any()
 
 
+def test_changes_of_rows_that_are_not_listed_are_zero():
+    arrays = Arrays(np.float32, [(5, 2)])
+    grad = adamas.RowTensor(np.array([3]), np.ones((1, 2), np.float32), (5, 2))
+    given = [np.full((5, 2), 9, np.float32)]
+    states = (arrays.moment1, arrays.moment2)
+    options = {"steps": arrays.steps, "row_policy": "lazy", "out": "delta", "delta": given}
+    bad = adamas.RowTensor(np.array([5]), np.ones((1, 2), np.float32), (5, 2))
+    with pytest.raises(IndexError):
+        functional.adam(arrays.params, [bad], *states, **options)
+    assert (given[0] == 9).all()
+    functional.adam(arrays.params, [grad], *states, **options)
+    assert given[0].any(axis=1).tolist() == [False, False, False, True, False]
+
+
 def test_arrays_by_name():
     listed, named = Arrays(np.float32, [(3,), (2,)]), Arrays(np.float32, [(3,), (2,)])
     names = ("weight", "bias")

@@ -263,6 +263,7 @@ Status to_cpp(const adamas_array_copy* given, std::size_t count, std::vector<Arr
 // The work
 
 constexpr const char* kNoOptimizer = "the optimizer is null";
+constexpr const char* kNoSteps = "the steps are missing";
 
 // The arguments of create() and update().
 struct Specs {
@@ -574,12 +575,15 @@ adamas_status adamas_set_global_step(adamas_optimizer* optimizer, int64_t step) 
 }
 
 adamas_status adamas_steps(const adamas_optimizer* optimizer, int64_t* steps, size_t count) {
-  return c::with_native(optimizer,
-                        [&](const auto& native) { return native.steps({steps, count}); });
+  return c::with_native(optimizer, [&](const auto& native) {
+    return steps == nullptr && count > 0 ? c::bad(c::kNoSteps) : native.steps({steps, count});
+  });
 }
 
 adamas_status adamas_set_steps(adamas_optimizer* optimizer, const int64_t* steps, size_t count) {
-  return c::with_native(optimizer, [&](auto& native) { return native.set_steps({steps, count}); });
+  return c::with_native(optimizer, [&](auto& native) {
+    return steps == nullptr && count > 0 ? c::bad(c::kNoSteps) : native.set_steps({steps, count});
+  });
 }
 
 double adamas_loss_scale(const adamas_optimizer* optimizer) {

@@ -47,9 +47,9 @@ __attribute__((target("fma"))) bool fold_with_fma(const Source& source, rules::S
   return fold_source(source, squares1, squares2, running, folded);
 }
 
-const Fold fold_here = __builtin_cpu_supports("fma") ? fold_with_fma : fold_anywhere;
+Fold choose_fold() { return __builtin_cpu_supports("fma") ? fold_with_fma : fold_anywhere; }
 #else
-const Fold fold_here = fold_anywhere;
+Fold choose_fold() { return fold_anywhere; }
 #endif
 
 }  // namespace
@@ -142,6 +142,7 @@ Status RateFolder::fold_one(const StepInput& input, std::size_t rates, std::int6
   if (powers.squares1.beta() != config.beta1) powers.squares1 = rules::Squares(config.beta1);
   if (powers.squares2.beta() != config.beta2) powers.squares2 = rules::Squares(config.beta2);
   const Source source{config, input.rates[rates], step, factor, reals_};
+  static const Fold fold_here = choose_fold();
   const bool fits = fold_here(source, powers.squares1, powers.squares2, running, folded);
   return fits ? Status{} : bad(kScalarsOutOfRange);
 }

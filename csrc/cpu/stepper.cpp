@@ -1,6 +1,7 @@
 #include "cpu/stepper.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <numeric>
 
@@ -279,6 +280,8 @@ void Stepper::update() noexcept {
   if (updates_blocks()) run<&Stepper::update_chunk>(select_chunks());
   for (const std::size_t i : sparse_parameters_) {
     if (updates_all_rows(i)) continue;
+    const Tensor& tensor = (*tensors_)[i];
+    if (tensor.spec.delta != nullptr) std::memset(tensor.spec.delta, 0, tensor.nbytes);
     current_ = i;
     run<&Stepper::update_partition>(sparse_[i]->merge.partitions());
   }

@@ -192,6 +192,9 @@ void Stepper::update_by_row(Queue& queue, const StepArgs& step, const core::Sele
     args.first = sparse_.of(i).first;
   }
   args.units = args.mode == TableRows::listed ? entries : tensor.spec.rows;
+  if (args.mode == TableRows::listed && tensor.spec.delta != nullptr) {
+    queue.fill(tensor.spec.delta, 0, tensor.nbytes);
+  }
   args.piece = entry.format == StateFormat::int8 ? entry.scale_block
                : args.mode == TableRows::listed  ? kListedPiece
                                                  : kTablePiece;

@@ -194,7 +194,7 @@ def adam(
         names = list(_named.flat(params, "params"))
         arrays = _listed(names, params, grads, states, steps)
     if out == "delta":
-        arrays, deltas = _with_delta(names, arrays, delta, is_lazy=row_policy == "lazy")
+        arrays, deltas = _with_delta(names, arrays, delta)
     elif delta is not None:
         raise ValueError("delta must be None unless out='delta'")
     if type(learning_rate) is not float or type(weight_decay) is not float:
@@ -332,7 +332,7 @@ def _store(steps: Any, numbers: Mapping[str, int], prefix: str = "") -> None:
 
 
 def _with_delta(
-    names: list[str] | None, arrays: tuple[Any, ...], delta: Any, *, is_lazy: bool
+    names: list[str] | None, arrays: tuple[Any, ...], delta: Any
 ) -> tuple[tuple[Any, ...], list[Any]]:
     """Add places for what the parameters change by."""
     params, grads, states, steps = arrays
@@ -342,8 +342,6 @@ def _with_delta(
         deltas: list[Any] = [np.zeros_like(parameter_array(param)) for param in params]
     else:
         deltas = list(delta) if names is None else _in_order(names, "delta", delta)
-        for array in deltas if is_lazy else ():
-            array[...] = 0  # a step does not write rows that are not listed
     return (params, grads, (*states[:-1], deltas), steps), deltas
 
 

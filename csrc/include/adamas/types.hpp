@@ -176,8 +176,8 @@ struct ParameterSpec {
   // never owned.  Null: the optimizer reserves what it keeps, zeroed.
   void* states[kStateKinds] = {};
   // writes_delta: where the change of the parameter is written, in its type; `data` is only read.
-  // What a step leaves alone (no gradient, rows that are not listed, a skipped step) is not
-  // written.
+  // Rows that are not listed get 0.  Without a gradient nothing is written, nor in a step that is
+  // skipped.
   void* delta = nullptr;
   // What the random bits of stochastic rounding depend on besides seed, step and element; >= 0.
   // -1: the position in the list of parameters.
