@@ -185,7 +185,7 @@ void check_clipped(const Options& options, int* compared) {
       grads.list[i].is_absent = is_left_out(i, model.size(), t, random);
       if (grads.list[i].is_absent) with_zeros[i] = model.gradient(i, zeros);
     }
-    const Model before = model;
+    const Model before = copy_of(model);
     CHECK(optimizer->step(grads.list, {kRates, 2}).ok());
     CHECK(other->step(with_zeros, {kRates, 2}).ok());
     CHECK(optimizer->last_grad_norm() == other->last_grad_norm());
