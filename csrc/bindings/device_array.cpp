@@ -60,7 +60,8 @@ DeviceArray::DeviceArray(void* data, std::vector<py::ssize_t> shape, py::dtype t
   tells_address_ = py::hasattr(owner_, "data_ptr");
 }
 
-DeviceArray DeviceArray::from_dlpack(py::object capsule, std::uintptr_t stream, py::object owner) {
+DeviceArray DeviceArray::from_dlpack(const py::object& capsule, std::uintptr_t stream,
+                                     py::object owner) {
   DLTensor* tensor = nullptr;
   bool readonly = false;
   const py::object holder = take_dlpack(capsule, &tensor, &readonly);

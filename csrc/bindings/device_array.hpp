@@ -24,7 +24,7 @@ class DeviceArray {
   // Takes over a capsule "dltensor" or "dltensor_versioned", whose producer was told to make
   // `stream` wait.  Raises BufferError if it is not of a CUDA device, and ValueError if it is not
   // contiguous.
-  static DeviceArray from_dlpack(pybind11::object capsule, std::uintptr_t stream,
+  static DeviceArray from_dlpack(const pybind11::object& capsule, std::uintptr_t stream,
                                  pybind11::object owner);
 
   void* data() const { return data_; }

@@ -100,9 +100,10 @@ bool describe_capsule(py::handle object, HostArray* array, std::vector<py::objec
     keep->push_back(std::move(holder));
     return true;
   } catch (const py::builtin_exception&) {
+    return false;
   } catch (const py::error_already_set&) {
+    return false;
   }
-  return false;
 }
 
 // How objects of a type export their memory, besides by buffers.

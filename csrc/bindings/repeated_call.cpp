@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "bindings/register.hpp"
 #include "bindings/update.hpp"
 
 #include <structmember.h>
@@ -72,11 +73,10 @@ struct Known {
     for (std::size_t k = 0; k < keywords.size(); ++k) {
       PyObject* const value = args[static_cast<std::size_t>(count) + k];
       const Place place = keywords[k].place;
-      if (place == kOption) {
-        if (value != values[k].ptr()) return false;
-      } else if (place != kPlaceOfArgument) {
-        if ((value == Py_None) != values[k].is_none()) return false;
-      }
+      if (place == kPlaceOfArgument) continue;
+      const bool is_same =
+          place == kOption ? value == values[k].ptr() : (value == Py_None) == values[k].is_none();
+      if (!is_same) return false;
     }
     return true;
   }

@@ -494,7 +494,7 @@ PyObject*& last_config() {
   return config;
 }
 
-PyObject* update(PyObject* const* args, PyObject* const* states) noexcept {
+PyObject* update(PyObject* const* args, PyObject* const* states) {
   try {
     return step(args, states);
   } catch (py::error_already_set& error) {

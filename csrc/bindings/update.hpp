@@ -23,7 +23,7 @@ enum Argument : std::uint8_t {
 
 // Makes the step, and returns whether it was made, or NotImplemented, or null with an exception
 // set.  `states`: what the tuple holds.
-PyObject* update(PyObject* const* args, PyObject* const* states) noexcept;
+PyObject* update(PyObject* const* args, PyObject* const* states);
 
 // The AdamConfig of the last step of the thread that was asked for by the module's own function; a
 // borrowed reference, to be looked at at once.
