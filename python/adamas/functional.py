@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from . import _core, _named
+from . import _core, _named, _options
 from . import _validation as validation
 from ._arrays import gradient, parameter_array
 from ._device_arrays import device_parameter
 from ._options import STATE_FORMATS
-from .typing import Array, Gradient, Numerics, RowPolicy, StateDtype
+from .typing import Array, EpsilonPlacement, Gradient, Numerics, RowPolicy, StateDtype
 
 __all__ = ["adam"]
 
@@ -27,6 +27,23 @@ Gradients = Sequence[Gradient | None] | Mapping[str, Gradient | None]
 # By the options of a call: most calls of a program have the same ones.
 _configs: dict[tuple[Any, ...], _core.AdamConfig] = {}
 _MOST_CONFIGS = 1024
+
+# The options of a call that decide its AdamConfig, in the order in which `adam` lists them.
+_NAMES = (
+    *("beta1", "beta2", "eps", "loss_scale", "use_nesterov", "decoupled_weight_decay", "maximize"),
+    *("bias_correction", "numerics", "epsilon_placement", "allow_zero", "row_policy"),
+    *("max_grad_norm", "clip_per_array", "clip_after_decay", "skip_nonfinite", "ema_decay"),
+    *("state_dtype", "seed", "num_threads", "use_amsgrad", "master_weights", "has_ema", "out"),
+)
+_FLAGS = (
+    *("use_nesterov", "decoupled_weight_decay", "maximize", "bias_correction", "allow_zero"),
+    *("clip_per_array", "clip_after_decay", "skip_nonfinite", "use_amsgrad", "master_weights"),
+)
+_CHOICES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "numerics": (_core.Numerics, get_args(Numerics)),
+    "epsilon_placement": (_core.EpsilonPlacement, get_args(EpsilonPlacement)),
+    "row_policy": (_core.RowPolicy, ("exact", "lazy")),
+}
 
 
 def adam(
@@ -49,7 +66,7 @@ def adam(
     bias_correction: bool = True,
     grad_centralization: bool = False,
     numerics: Numerics = "standard",
-    epsilon_placement: Literal["outside", "inside"] = "outside",
+    epsilon_placement: EpsilonPlacement = "outside",
     allow_zero: bool = False,
     row_policy: RowPolicy = "exact",
     max_grad_norm: float | None = None,
@@ -224,70 +241,30 @@ if not TYPE_CHECKING:
 
 def _config(options: tuple[Any, ...]) -> _core.AdamConfig:
     """Check the options of a call, and keep what they stand for."""
-    (
-        beta1,
-        beta2,
-        eps,
-        loss_scale,
-        use_nesterov,
-        decoupled_weight_decay,
-        maximize,
-        bias_correction,
-        numerics,
-        epsilon_placement,
-        allow_zero,
-        row_policy,
-        max_grad_norm,
-        clip_per_array,
-        clip_after_decay,
-        skip_nonfinite,
-        ema_decay,
-        state_dtype,
-        seed,
-        num_threads,
-        use_amsgrad,
-        master_weights,
-        has_ema,
-        out,
-    ) = options
-    if has_ema == (ema_decay is None):
+    given = dict(zip(_NAMES, options, strict=True))
+    if given["has_ema"] == (given["ema_decay"] is None):
         raise ValueError("ema and ema_decay must be given together")
     config = _core.AdamConfig()
-    config.allow_zero = validation.flag("allow_zero", allow_zero)
-    bound = {"minimum": 0.0} if allow_zero else {"above": 0.0}
-    config.beta1 = validation.strict_float("beta1", beta1, below=1.0, **bound)
-    config.beta2 = validation.strict_float("beta2", beta2, below=1.0, **bound)
-    config.eps = validation.strict_float("eps", eps, **bound)
-    config.loss_scale = validation.loss_scale("loss_scale", loss_scale)
-    config.use_nesterov = validation.flag("use_nesterov", use_nesterov)
-    config.decoupled_weight_decay = validation.flag(
-        "decoupled_weight_decay", decoupled_weight_decay
-    )
-    config.maximize = validation.flag("maximize", maximize)
-    config.bias_correction = validation.flag("bias_correction", bias_correction)
-    config.numerics = _core.Numerics[validation.choice("numerics", numerics, get_args(Numerics))]
-    config.epsilon_placement = _core.EpsilonPlacement[
-        validation.choice("epsilon_placement", epsilon_placement, ("outside", "inside"))
-    ]
-    config.row_policy = _core.RowPolicy[
-        validation.choice("row_policy", row_policy, ("exact", "lazy"))
-    ]
-    if max_grad_norm is not None:
-        config.max_grad_norm = validation.real("max_grad_norm", max_grad_norm, above=0.0)
-    config.clip_per_array = validation.flag("clip_per_array", clip_per_array)
-    config.clip_after_decay = validation.flag("clip_after_decay", clip_after_decay)
-    config.skip_nonfinite = validation.flag("skip_nonfinite", skip_nonfinite)
-    if ema_decay is not None:
-        config.ema_decay = validation.real("ema_decay", ema_decay, above=0.0, below=1.0)
-    if state_dtype is not None:
-        choices = ("float32", "bfloat16")
-        config.state_format = STATE_FORMATS[validation.choice("state_dtype", state_dtype, choices)]
-    config.seed = validation.integer("seed", seed, minimum=0, maximum=2**64 - 1)
-    if num_threads is not None:
-        config.num_threads = validation.integer("num_threads", num_threads, minimum=1, maximum=4096)
-    config.use_amsgrad = use_amsgrad
-    config.master_weights = master_weights
-    config.writes_delta = validation.choice("out", out, ("param", "delta")) == "delta"
+    for name in _FLAGS:
+        setattr(config, name, validation.flag(name, given[name]))
+    for name in ("beta1", "beta2"):
+        rate = _options.decay_rate(name, given[name], allow_zero=config.allow_zero)
+        setattr(config, name, rate)
+    config.eps = _options.eps("eps", given["eps"], allow_zero=config.allow_zero)
+    config.loss_scale = validation.loss_scale("loss_scale", given["loss_scale"])
+    config.max_grad_norm = _options.max_grad_norm("max_grad_norm", given["max_grad_norm"])
+    for name, (kind, allowed) in _CHOICES.items():
+        setattr(config, name, kind[validation.choice(name, given[name], allowed)])
+    if given["ema_decay"] is not None:
+        config.ema_decay = validation.real("ema_decay", given["ema_decay"], above=0.0, below=1.0)
+    if given["state_dtype"] is not None:
+        name = validation.choice("state_dtype", given["state_dtype"], ("float32", "bfloat16"))
+        config.state_format = STATE_FORMATS[name]
+    config.seed = validation.integer("seed", given["seed"], minimum=0, maximum=2**64 - 1)
+    if given["num_threads"] is not None:
+        threads = given["num_threads"]
+        config.num_threads = validation.integer("num_threads", threads, minimum=1, maximum=4096)
+    config.writes_delta = validation.choice("out", given["out"], ("param", "delta")) == "delta"
     if len(_configs) >= _MOST_CONFIGS:
         _configs.clear()
     _configs[options] = config
