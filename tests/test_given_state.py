@@ -27,7 +27,8 @@ def state_of(shape, dtype, seed, *, master):
     """Return arrays of state with values of their own."""
     real = np.float64 if np.dtype(dtype) == np.float64 else np.float32
     moment1 = values_of(seed, shape, real)
-    state = {"moment1": moment1, "moment2": moment1**2, "vhat": 2 * moment1**2}
+    square = np.asarray(moment1**2, moment1.dtype)  # NumPy 1 makes 0-d ones float64
+    state = {"moment1": moment1, "moment2": square, "vhat": square + square}
     return {**state, "master": values_of(seed, shape, real)} if master else state
 
 
