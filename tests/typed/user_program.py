@@ -100,7 +100,7 @@ def changing(kernel: Float32, bias: Float32) -> list[float]:
     assert opt.summary()
     opt = copy.deepcopy(opt)
     opt({"dense.kernel": np.ones_like(kernel)})
-    return [kernel.sum(), bias.sum()]
+    return [float(kernel.sum()), float(bias.sum())]
 
 
 def sparse(table: Float32) -> float:
