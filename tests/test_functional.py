@@ -518,24 +518,11 @@ def test_calls_again_see_what_has_changed():
     """The callable remembers the options of the last call, and nothing of its arrays."""
     for beta1 in (0.9, 0.5, 0.9):
         arrays = Arrays(np.float32, [(3,)])
-        functional.adam(
-            arrays.params,
-            arrays.grads[0],
-            arrays.moment1,
-            arrays.moment2,
-            steps=arrays.steps,
-            beta1=beta1,
-        )
+        arrays.step(arrays.grads[0], beta1=beta1)
         np.testing.assert_allclose(arrays.moment1[0], (1 - beta1) * arrays.grads[0][0], rtol=1e-6)
     vhat = [np.zeros(3, np.float32)]
     for state in (None, vhat, None):
         arrays = Arrays(np.float32, [(3,)])
-        functional.adam(
-            arrays.params,
-            arrays.grads[0],
-            arrays.moment1,
-            arrays.moment2,
-            vhat=state,
-            steps=arrays.steps,
-        )
+        arrays.vhat = state
+        arrays.step(arrays.grads[0])
     assert vhat[0].all()

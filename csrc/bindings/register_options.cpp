@@ -1,9 +1,7 @@
 // The options of an optimizer, the enumerations that they and calls use, and its counters.
 #include <pybind11/native_enum.h>
-#include <pybind11/stl.h>
 
-#include <string>
-#include <vector>
+#include <cstddef>
 
 #include "adamas/optimizer.hpp"
 #include "bindings/register.hpp"
@@ -20,24 +18,24 @@ void add_enum(py::module_& module, const char* name, const char* const (&values)
   added.finalize();
 }
 
-// The options that must stay as they are for later steps to have the same bits.
-std::vector<std::string> deciding_options() {
-  std::vector<std::string> names;
-#define ADAMAS_ADD(name, decides, of_group) \
-  if (decides) names.emplace_back(#name);
-  ADAMAS_OPTIONS(ADAMAS_ADD)
-#undef ADAMAS_ADD
-  return names;
-}
+struct Option {
+  const char* name;
+  bool decides;   // must stay as it is for later steps to have the same bits
+  bool of_group;  // groups may differ in it
+};
 
-// The options that groups may differ in.
-std::vector<std::string> group_options() {
-  std::vector<std::string> names;
-#define ADAMAS_ADD(name, decides, of_group) \
-  if (of_group) names.emplace_back(#name);
-  ADAMAS_OPTIONS(ADAMAS_ADD)
+constexpr Option kOptions[] = {
+#define ADAMAS_ADD(name, decides, of_group) {#name, decides, of_group},
+    ADAMAS_OPTIONS(ADAMAS_ADD)
 #undef ADAMAS_ADD
-  return names;
+};
+
+py::tuple names_of_those(bool Option::* has) {
+  py::list names;
+  for (const Option& option : kOptions) {
+    if (option.*has) names.append(option.name);
+  }
+  return py::tuple(names);
 }
 
 }  // namespace
@@ -55,8 +53,8 @@ void register_options(py::module_& module) {
 #define ADAMAS_BIND(name, decides, of_group) config.def_readwrite(#name, &AdamConfig::name);
   ADAMAS_OPTIONS(ADAMAS_BIND)
 #undef ADAMAS_BIND
-  module.attr("DECIDING_OPTIONS") = py::tuple(py::cast(deciding_options()));
-  module.attr("GROUP_OPTIONS") = py::tuple(py::cast(group_options()));
+  module.attr("DECIDING_OPTIONS") = names_of_those(&Option::decides);
+  module.attr("GROUP_OPTIONS") = names_of_those(&Option::of_group);
   module.def("default_group", &default_group, py::arg("config"));
   py::class_<Counters>(module, "Counters")
       .def(py::init<>())

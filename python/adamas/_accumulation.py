@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from . import _named
 from ._device_arrays import stream_number
 from ._parts import StepsInParts
 from .typing import Grads
@@ -79,4 +80,4 @@ class Accumulating(StepsInParts):
         return True
 
     def _in_order(self, grads: Mapping[str, Any]) -> list[Any]:
-        raise NotImplementedError
+        return _named.in_order(grads, [member.name for member in self._members])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, get_args
 from typing import NoReturn as Never  # what typing calls it from Python 3.11 on
 
-from . import _copying, _core, _face, _groups, _keys, _named, _options
+from . import _copying, _core, _face, _groups, _keys, _options
 from . import _validation as validation
 from ._accumulation import Accumulating
 from ._arrays import FloatArray, gradient
@@ -273,9 +273,6 @@ class Optimizer(Accumulating):
             if not isinstance(grads, Mapping):
                 raise
         return Optimizer.__call__(self, self._in_order(grads), stream=stream)
-
-    def _in_order(self, grads: Mapping[str, Any]) -> list[Any]:
-        return _named.in_order(grads, [member.name for member in self._members])
 
     def _rates_for(self, grads: Grads | None) -> _core.Rates:
         """Ask the schedules, unless the gradients have to be put in order first."""

@@ -28,6 +28,9 @@ Gradients = Sequence[Gradient | None] | Mapping[str, Gradient | None]
 _configs: dict[tuple[Any, ...], _core.AdamConfig] = {}
 _MOST_CONFIGS = 1024
 
+# The lists of arrays of state, as they are passed on together.
+_STATES = ("moment1", "moment2", "vhat", "master", "ema", "delta")
+
 # The options of a call that decide its AdamConfig, in the order in which `adam` lists them.
 _NAMES = (
     *("beta1", "beta2", "eps", "loss_scale", "use_nesterov", "decoupled_weight_decay", "maximize"),
@@ -277,13 +280,12 @@ def _listed(
     """Return dicts of arrays as lists, in the order of the parameters."""
     if not isinstance(grads, Mapping):
         raise TypeError(f"grads must be a dict like params, got {type(grads).__name__}")
-    labels = ("moment1", "moment2", "vhat", "master", "ema", "delta")
     return (
         list(_named.flat(params, "params").values()),
         _named.in_order(grads, names),
         tuple(
             None if state is None else _in_order(names, label, state)
-            for label, state in zip(labels, states, strict=True)
+            for label, state in zip(_STATES, states, strict=True)
         ),
         _in_order(names, "steps", steps),
     )
@@ -329,12 +331,11 @@ def _update_any(config: _core.AdamConfig, params: Any, grads: Any, states: Any, 
         _laid_out(gradient(grad, param, f"grads[{i}]"), param) if grad is not None else None
         for i, (grad, param) in enumerate(zip(grads, written, strict=True))
     ]
-    labels = ("moment1", "moment2", "vhat", "master", "ema", "delta")
     kept = tuple(
         None
         if state is None
         else [_written(f"{label}[{i}]", array) for i, array in enumerate(state)]
-        for label, state in zip(labels, states, strict=True)
+        for label, state in zip(_STATES, states, strict=True)
     )
     made = _core.update(config, written, like, kept, *rest)
     if made is NotImplemented:
