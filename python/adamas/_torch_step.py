@@ -8,9 +8,11 @@ DTensors, gradients in another order of axes, tensors on devices.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from . import _core, _options
@@ -317,7 +319,7 @@ class NativeStep(torch.optim.Optimizer):
             if param.is_complex():
                 written = [a if a is None else torch.view_as_real(a) for a in written]
             if _has_gaps(written[0]):
-                written[0] = written[0].contiguous()
+                written[0] = _without_gaps(written[0], position)
                 copied.append((param, written[0]))
             grad, written = self._substitute(param, written)
             if written[0].device.type == "cuda":
@@ -570,10 +572,8 @@ def _scale_of(optimizer: Any) -> float | None:
 
 def _located(plan: list[_Members], position: int) -> tuple[_Members, int]:
     """Return the group of a parameter, and its place there."""
-    for members in plan:
-        if position < members.first + len(members.params):
-            return members, position - members.first
-    raise IndexError(position)
+    members = plan[bisect_right(plan, position, key=attrgetter("first")) - 1]
+    return members, position - members.first
 
 
 def _is_other(one: Any, another: Any) -> bool:
@@ -603,6 +603,19 @@ def _has_gaps(tensor: Any) -> bool:
                 return True
             expected *= length
     return False
+
+
+def _without_gaps(tensor: Any, position: int) -> Any:
+    """Return a copy, unless there is no place for all elements to be copied back to."""
+    reach = 1 + sum(
+        (length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    if reach < tensor.numel():
+        raise ValueError(
+            f"parameter {position} must have memory for each element, got strides "
+            f"{tensor.stride()} for shape {tuple(tensor.shape)}"
+        )
+    return tensor.contiguous()
 
 
 def _in_layout(tensor: Any, like: Any) -> Any:

@@ -645,6 +645,13 @@ def test_parameters_without_memory_are_refused():
             optimizer.step()
 
 
+def test_elements_that_share_memory_are_refused():
+    param = torch.nn.Parameter(torch.ones(4, 1).expand(4, 3))
+    optimizer = Adam([param])
+    param.grad = torch.ones(4, 3)
+    check_refused(optimizer, ValueError, "parameter 0 must have memory for each element")
+
+
 def test_a_step_inside_a_step_is_refused():
     class Curious(torch.nn.Parameter):
         optimizer = None
