@@ -6,6 +6,8 @@
 #   make lint    ruff, mypy and clang-format; changes nothing
 #   make warnings   all C++ compiled by g++ and by clang++, where a warning is an error
 #   make tidy    clang-tidy, where a finding is an error
+#   make hosts   the tests of adamas inside other libraries (PyTorch, spaCy, JAX, MindSpore, ...), which
+#                are fetched: 3 GB, some minutes
 #   make bench   the step against the limit of the memory and the peers that are installed
 #   make bench-guard   the main rows again, against those stored in bench/results
 #   make docs    the documentation, docs/_build/html/index.html; a warning is an error
@@ -42,7 +44,7 @@ define configure_all
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 endef
 
-.PHONY: demo test test-long lint format warnings tidy bench bench-guard tsan asan wheel docs clean
+.PHONY: demo test test-long hosts lint format warnings tidy bench bench-guard tsan asan wheel docs clean
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/train_lenet.py
@@ -55,6 +57,21 @@ test: .venv/installed-test
 
 test-long: .venv/installed-test
 	$(PYTEST) -m long $(PYTEST_ARGS)
+
+# MindSpore pins what the others do not.  What is measured and what is tested is one wheel.
+HOST_TESTS = -m pytest --quiet -n auto --maxprocesses 4 tests/hosts tests/test_docs.py -k "hosts"
+
+hosts: build/hosts/frameworks/installed build/hosts/mindspore/installed
+	build/hosts/frameworks/bin/python $(HOST_TESTS) $(PYTEST_ARGS)
+	build/hosts/mindspore/bin/python $(HOST_TESTS) $(PYTEST_ARGS)
+
+build/hosts/frameworks/installed: EXTRAS := test,hosts
+build/hosts/mindspore/installed: EXTRAS := test,mindspore
+build/hosts/%/installed: $(BIN)/python $(SOURCES)
+	$(PYTHON) -m venv build/hosts/$*
+	build/hosts/$*/bin/python -m pip install --quiet --disable-pip-version-check ".[$(EXTRAS)]" \
+	  --config-settings=cmake.define.ADAMAS_CUDA=OFF
+	touch $@
 
 bench: .venv/installed-bench
 	$(BIN)/python bench/run.py $(BENCH_ARGS)

@@ -11,7 +11,6 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
@@ -184,7 +183,7 @@ class NativeStep(torch.optim.Optimizer):
         is_complete = False
         for _ in range(5):
             plan = self._current_plan()
-            groups = self._groups(plan)
+            groups = [self._described(*pair) for pair in zip(self.param_groups, plan, strict=True)]
             substitutes, copied = self._substitutes(plan) if self._substituted else ({}, ())
             made = self._native.step(base, groups, substitutes)
             if made is None:
@@ -222,6 +221,8 @@ class NativeStep(torch.optim.Optimizer):
         first = 0
         for group in self.param_groups:
             params = group["params"]
+            if len(set(map(id, params))) < len(params):
+                raise ValueError("the list of a group must not have a parameter twice")
             plan.append(_Members(params, [state.get(param) for param in params], first))
             first += len(params)
         self._substituted = {
@@ -233,8 +234,8 @@ class NativeStep(torch.optim.Optimizer):
         self._plan, self._plan_of, self._plan_changes = plan, state, state.changes
         return plan
 
-    def _groups(self, plan: list[_Members]) -> list[Group]:
-        """Return the groups as the native step reads them."""
+    def _described(self, group: dict[str, Any], members: _Members) -> Group:
+        """Return a group as the native step reads it."""
         raise NotImplementedError
 
     def _needs_substitute(self, param: Any) -> bool:
@@ -402,9 +403,6 @@ class DenseStep(NativeStep):
         """The norm over all gradients of the last step before clipping, if there was clipping."""
         return self._native.grad_norm
 
-    def _groups(self, plan: list[_Members]) -> list[Group]:
-        return [self._described(*pair) for pair in zip(self.param_groups, plan, strict=True)]
-
     def _described(self, group: dict[str, Any], members: _Members) -> Group:
         beta1, beta2 = group["betas"]
         rate, decay = group["lr"], group["weight_decay"]
@@ -452,41 +450,21 @@ class DenseStep(NativeStep):
 
 
 class RowStep(NativeStep):
-    """The step of `SparseAdam`.
-
-    Its rates are corrected here, from the number of steps of each parameter, and so each is a group
-    of its own to the native step.
-    """
+    """The step of `SparseAdam`."""
 
     def _take_extras(self, **extras: Any) -> None:
         super()._take_extras(**extras)
-        self._base.bias_correction = False
         self._base.row_policy = _core.RowPolicy["lazy"]
+        self._base.epsilon_placement = _core.EpsilonPlacement["inside"]
 
-    def _groups(self, plan: list[_Members]) -> list[Group]:
-        described = []
-        for group, members in zip(self.param_groups, plan, strict=True):
-            params = group["params"]
-            if len(params) != len(members.params) or any(map(_is_other, params, members.params)):
-                self._plan = None
-                return self._groups(self._current_plan())
-            beta1, beta2 = (number(f"betas[{k}]", group["betas"][k]) for k in range(2))
-            options = (beta1, beta2, group["eps"], group.get("maximize", False))
-            if options != members.options:
-                members.config = self._config_of(*options)
-                members.options = options
-            rate = number("lr", group["lr"])
-            counts = [int(state[STEP]) if state else 0 for state in members.states]
-            for steps, alike in groupby(range(len(params)), counts.__getitem__):
-                places = list(alike)
-                run = slice(places[0], places[-1] + 1)
-                corrected = rate * math.sqrt(1.0 - _power(beta2, steps + 1))
-                corrected /= 1.0 - _power(beta1, steps + 1)
-                there = members.params[run]
-                described.append(
-                    (members.config, corrected, 0.0, list(there), there, members.states[run])
-                )
-        return described
+    def _described(self, group: dict[str, Any], members: _Members) -> Group:
+        beta1, beta2 = (number(f"betas[{k}]", group["betas"][k]) for k in range(2))
+        options = (beta1, beta2, group["eps"], group.get("maximize", False))
+        if options != members.options:
+            members.config = self._config_of(*options)
+            members.options = options
+        rate = number("lr", group["lr"])
+        return (members.config, rate, 0.0, group["params"], members.params, members.states)
 
     def _config_of(self, beta1: float, beta2: float, eps: Any, maximize: bool) -> _core.AdamConfig:
         config = _core.default_group(self._base)
@@ -574,10 +552,6 @@ def _located(plan: list[_Members], position: int) -> tuple[_Members, int]:
     """Return the group of a parameter, and its place there."""
     members = plan[bisect_right(plan, position, key=attrgetter("first")) - 1]
     return members, position - members.first
-
-
-def _is_other(one: Any, another: Any) -> bool:
-    return one is not another
 
 
 def _is_unusual(param: Any) -> bool:
@@ -676,17 +650,6 @@ def _count(steps: Any, label: str) -> Any:
         return steps
     kind = torch.float64 if getattr(steps, "dtype", None) == torch.float64 else torch.float32
     return torch.tensor(value, dtype=kind)
-
-
-def _power(base: float, exponent: int) -> float:
-    """Return a power by multiplication alone, which rounds alike everywhere."""
-    result = 1.0
-    while exponent:
-        if exponent & 1:
-            result *= base
-        base *= base
-        exponent >>= 1
-    return result
 
 
 def _refuse(members: _Members, i: int) -> None:

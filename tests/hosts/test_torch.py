@@ -645,6 +645,14 @@ def test_parameters_without_memory_are_refused():
             optimizer.step()
 
 
+def test_a_parameter_that_is_listed_twice_is_refused():
+    weight = torch.nn.Parameter(torch.ones(3))
+    with pytest.warns(UserWarning, match="duplicate"):
+        optimizer = Adam([weight, weight])
+    weight.grad = torch.ones(3)
+    check_refused(optimizer, ValueError, "must not have a parameter twice")
+
+
 def test_elements_that_share_memory_are_refused():
     param = torch.nn.Parameter(torch.ones(4, 1).expand(4, 3))
     optimizer = Adam([param])
