@@ -206,12 +206,13 @@ def test_averages_of_old_keys_have_the_largest_decay():
 
 
 def test_averages_and_moments_that_are_taken_away_begin_again():
-    results = []
+    results, new = [], []
     for make in (adamas.thinc.Adam, host.Adam):
         weights = weights_of(SHAPES[:2])
         optimizer = train(make(**options_of(l2=0.01, clip=0.5)), weights, range(5))
         optimizer.averages = {}
         train(optimizer, weights, range(5, 7))
+        new.append(copy.deepcopy(optimizer.averages))
         optimizer.mom1.clear()
         train(optimizer, weights, range(7, 9))
         del optimizer.mom2[0, "W"]
@@ -219,6 +220,9 @@ def test_averages_and_moments_that_are_taken_away_begin_again():
         train(optimizer, weights, range(9, 11))
         results.append((optimizer, weights))
     assert_close(*results)
+    assert new[0].keys() == new[1].keys()
+    for key, array in new[1].items():
+        np.testing.assert_allclose(new[0][key], array, **TOLERANCE)
 
 
 def test_state_moves_from_and_to_thincs_own():
@@ -582,6 +586,7 @@ def test_bad_rates(name, value):
         ("mom1", np.zeros(5, np.float32), ValueError),
         ("mom1", np.zeros(6), TypeError),
         ("mom2", np.zeros(12, np.float32)[::2], ValueError),
+        ("mom2", np.zeros((3, 4), np.float32)[:, :2], ValueError),
         ("mom2", [0.0] * 6, TypeError),
         ("mom2", read_only(np.zeros(6, np.float32)), ValueError),
         ("averages", np.zeros(6, np.float32), ValueError),
