@@ -11,22 +11,9 @@ spacy = pytest.importorskip("spacy", reason="spaCy is not installed")
 from spacy.training import Example  # noqa: E402
 from spacy.training.initialize import init_nlp  # noqa: E402
 from spacy.training.loop import train  # noqa: E402
+from spacy_texts import documents  # noqa: E402
 
 import adamas.thinc  # noqa: E402
-
-TAGS = {
-    "DET": ("the", "a", "every", "some"),
-    "ADJ": ("red", "old", "happy", "tall", "quiet"),
-    "NOUN": ("dog", "house", "child", "tree", "river", "bird"),
-    "VERB": ("sees", "likes", "finds", "follows"),
-    "ADV": ("often", "gladly", "never"),
-}
-PATTERNS = (
-    ("DET", "NOUN", "VERB", "DET", "NOUN"),
-    ("DET", "ADJ", "NOUN", "ADV", "VERB", "DET", "NOUN"),
-    ("DET", "NOUN", "VERB", "ADV"),
-)
-HAPPY = ("happy", "likes", "gladly")
 
 CONFIG = """
 [nlp]
@@ -106,19 +93,6 @@ size = 16
 learn_rate = 0.01
 use_averages = true
 """
-
-
-def documents(count):
-    """Return texts with tags and categories, the same for each call."""
-    rng = np.random.default_rng(7)
-    vocabulary = spacy.blank("en")
-    for i in range(count):
-        pattern = PATTERNS[i % len(PATTERNS)]
-        words = [str(rng.choice(TAGS[tag])) for tag in pattern]
-        is_happy = any(word in HAPPY for word in words)
-        doc = spacy.tokens.Doc(vocabulary.vocab, words, tags=pattern)
-        doc.cats = {"happy": float(is_happy), "other": float(not is_happy)}
-        yield doc
 
 
 @pytest.fixture(scope="module")
