@@ -356,6 +356,26 @@ def test_sparse_rows_and_arrays_of_any_kind():
     assert dense.kept() == sparse.kept()
 
 
+STRIDED = {
+    "Fortran": np.asfortranarray,
+    "every second": lambda a: np.repeat(a, 2, axis=0)[::2],
+    "backwards": lambda a: np.ascontiguousarray(a[::-1])[::-1],
+    "not aligned": lambda a: (
+        np.frombuffer(b"x" + a.tobytes(), np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    ),
+}
+
+
+@every_dtype
+@pytest.mark.parametrize("lay_out", STRIDED.values(), ids=STRIDED)
+def test_gradients_with_other_strides(lay_out, dtype):
+    plain, strided = Arrays(dtype, [(6, 5)]), Arrays(dtype, [(6, 5)])
+    for grads in plain.grads:
+        plain.step(grads)
+        strided.step([lay_out(grads[0])])
+    assert plain.kept() == strided.kept()
+
+
 def test_arrays_in_another_order():
     plain, other = Arrays(np.float32, [(6, 5)]), Arrays(np.float32, [(6, 5)])
     for name in ("params", "moment1", "moment2"):

@@ -354,8 +354,10 @@ def _written(label: str, array: Any) -> Any:
 
 def _laid_out(grad: Any, param: Any) -> Any:
     """Return a gradient whose elements lie like those of its parameter."""
-    if not isinstance(grad, np.ndarray) or param.flags.c_contiguous:
+    if not isinstance(grad, np.ndarray):
         return grad
+    if param.flags.c_contiguous:
+        return np.require(grad, requirements=("C", "A"))
     copy = np.empty_like(param, dtype=grad.dtype)
     copy[...] = grad
     return copy
