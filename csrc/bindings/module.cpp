@@ -28,5 +28,6 @@ PYBIND11_MODULE(_core, module, pybind11::mod_gil_not_used()) {
   adamas::bindings::register_device_array(module);
   adamas::bindings::register_optimizer(module);
   adamas::bindings::register_update(module);
+  adamas::bindings::register_state_dict_step(module);
   adamas::bindings::register_repeated_call(module);
 }

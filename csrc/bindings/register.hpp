@@ -15,6 +15,7 @@ void register_options(pybind11::module_& module);
 void register_optimizer(pybind11::module_& module);
 void register_device_array(pybind11::module_& module);
 void register_update(pybind11::module_& module);
+void register_state_dict_step(pybind11::module_& module);
 void register_repeated_call(pybind11::module_& module);
 
 // Raises the Python exception that fits an error.

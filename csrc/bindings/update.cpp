@@ -12,7 +12,7 @@
 
 #include "adamas/update.hpp"
 #include "bindings/device_array.hpp"
-#include "bindings/dlpack.hpp"
+#include "bindings/memory_view.hpp"
 #include "bindings/owner.hpp"
 #include "bindings/parameter.hpp"
 #include "bindings/register.hpp"
@@ -22,129 +22,6 @@ namespace py = pybind11;
 
 namespace adamas::bindings {
 namespace {
-
-constexpr int kMaxAxes = 64;  // NumPy's
-
-struct Array {
-  void* data;
-  DType dtype;
-  int axes;
-  const std::int64_t* lengths;
-  std::int64_t strides[kMaxAxes];  // in elements; only of axes longer than 1
-  std::int64_t count;
-  bool is_writeable;
-  bool is_aligned;
-  std::int32_t device;
-  void* stream;  // on which it is made
-
-  bool has_shape_of(const Array& other) const {
-    return axes == other.axes && std::equal(lengths, lengths + axes, other.lengths);
-  }
-  bool has_strides_of(const Array& other) const {
-    for (int axis = 0; axis < axes && count > 0; ++axis) {
-      if (lengths[axis] > 1 && strides[axis] != other.strides[axis]) return false;
-    }
-    return true;
-  }
-  bool is_c_contiguous() const {
-    std::int64_t step = 1;
-    for (int axis = axes - 1; axis >= 0 && count > 0; --axis) {
-      if (lengths[axis] > 1 && strides[axis] != step) return false;
-      step *= lengths[axis];
-    }
-    return true;
-  }
-  // Whether the elements lie without gaps, the axes in some order.
-  bool is_dense() const {
-    if (is_c_contiguous()) return true;
-    std::int64_t step = 1;
-    for (bool found = true; found && step < count;) {
-      found = false;
-      for (int axis = 0; axis < axes && !found; ++axis) {
-        found = lengths[axis] > 1 && strides[axis] == step;
-        if (found) step *= lengths[axis];
-      }
-    }
-    return step == count;
-  }
-};
-
-void count_elements(Array* array) {
-  array->count = 1;
-  for (int axis = 0; axis < array->axes; ++axis) array->count *= array->lengths[axis];
-}
-
-bool view_numpy(PyObject* object, Array* array) {
-  static_assert(sizeof(py::ssize_t) == sizeof(std::int64_t));
-  const py::detail::PyArray_Proxy& fields = *py::detail::array_proxy(object);
-  if (fields.nd > kMaxAxes || !find_dtype(object, &array->dtype)) return false;
-  array->data = fields.data;
-  array->axes = fields.nd;
-  array->lengths = reinterpret_cast<const std::int64_t*>(fields.dimensions);
-  const auto item = static_cast<py::ssize_t>(item_size(array->dtype));
-  for (int axis = 0; axis < fields.nd; ++axis) {
-    if (fields.strides[axis] % item != 0) return false;
-    array->strides[axis] = fields.strides[axis] / item;
-  }
-  array->is_writeable = (fields.flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0;
-  array->is_aligned = (fields.flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
-  array->device = kCpu;
-  array->stream = nullptr;
-  count_elements(array);
-  return true;
-}
-
-bool view_exchanged(const DLExchange& exchange, PyObject* object, Array* array) {
-  DLTensor tensor;
-  if (!exchange.describe(object, &tensor) || !tensor.is_on_cpu() || tensor.ndim > kMaxAxes ||
-      !tensor.find_dtype(&array->dtype) || exchange.is_negated(object)) {
-    return false;
-  }
-  array->data = tensor.first();
-  array->axes = tensor.ndim;
-  array->lengths = tensor.shape;
-  std::int64_t step = 1;
-  for (int axis = tensor.ndim - 1; axis >= 0; --axis) {
-    array->strides[axis] = tensor.strides == nullptr ? step : tensor.strides[axis];
-    step *= tensor.shape[axis];
-  }
-  array->is_writeable = true;
-  array->is_aligned = reinterpret_cast<std::uintptr_t>(array->data) % item_size(array->dtype) == 0;
-  array->device = kCpu;
-  array->stream = nullptr;
-  count_elements(array);
-  return true;
-}
-
-bool view_device(const DeviceArray& given, Array* array) {
-  if (!given.is_float() || given.shape().size() > kMaxAxes) return false;
-  array->data = given.data();
-  array->dtype = given.dtype();
-  array->axes = static_cast<int>(given.shape().size());
-  array->lengths = reinterpret_cast<const std::int64_t*>(given.shape().data());
-  std::int64_t step = 1;
-  for (int axis = array->axes - 1; axis >= 0; --axis) {
-    array->strides[axis] = step;
-    step *= array->lengths[axis];
-  }
-  array->is_writeable = !given.is_readonly();
-  array->is_aligned = true;
-  array->device = given.device();
-  array->stream = given.stream();
-  array->count = given.size();
-  return true;
-}
-
-bool view(PyObject* object, Array* array) {
-  if (Py_TYPE(object) == py::detail::npy_api::get().PyArray_Type_) {
-    return view_numpy(object, array);
-  }
-  if (const DLExchange* exchange = DLExchange::of(Py_TYPE(object)); exchange != nullptr) {
-    return view_exchanged(*exchange, object, array);
-  }
-  return py::isinstance<DeviceArray>(object) &&
-         view_device(py::handle(object).cast<const DeviceArray&>(), array);
-}
 
 // The items of a tuple or list, held: another thread may change a list while the GIL is released.
 struct Items {
@@ -178,9 +55,8 @@ constexpr const char* kStateNames[kStateKinds + 1] = {
 struct Scratch {
   std::vector<ParameterSpec> specs;
   std::vector<Gradient> grads;
-  std::vector<RowIndices> rows;
   std::vector<std::int64_t> steps;
-  std::vector<void*> streams;
+  ReadGradients read;
   AdamUpdate update;
   bool is_busy = false;  // objects are asked for their memory, and may call this function
 };
@@ -205,8 +81,8 @@ class ScratchLease {
 };
 
 // Memory that is written, of a parameter or of its state; false: of another kind.
-bool view_written(PyObject* object, const char* name, py::ssize_t i, Array* array) {
-  if (!view(object, array)) return false;
+bool view_written(PyObject* object, const char* name, py::ssize_t i, MemoryView* array) {
+  if (!view_memory(object, array)) return false;
   if (!array->is_writeable) {
     throw py::value_error(label(name, i) + " must be writable, but it is read-only");
   }
@@ -226,8 +102,8 @@ DType state_dtype(const AdamConfig& config, StateKind kind, DType param) {
 }
 
 bool view_state(const AdamConfig& config, PyObject* object, std::size_t k, py::ssize_t i,
-                const Array& param, ParameterSpec* spec) {
-  Array array;
+                const MemoryView& param, ParameterSpec* spec) {
+  MemoryView array;
   const char* const name = kStateNames[k];
   if (!view_written(object, name, i, &array)) return false;
   const bool is_delta = k == kStateKinds;
@@ -246,53 +122,6 @@ bool view_state(const AdamConfig& config, PyObject* object, std::size_t k, py::s
     throw py::value_error(label(name, i) + " must be where its parameter is");
   }
   (is_delta ? spec->delta : spec->states[k]) = array.data;
-  return true;
-}
-
-// The indices of rows, where their parameter is; false: of another kind.
-bool view_indices(PyObject* object, const Array& param, Scratch& scratch, RowIndices* rows) {
-  if (py::isinstance<DeviceArray>(object)) {
-    const auto& array = py::handle(object).cast<const DeviceArray&>();
-    if (!array.is_index() || array.device() != param.device) return false;
-    *rows = {array.data(), array.size(), array.item_nbytes() == 8};
-    if (array.stream() != nullptr) scratch.streams.push_back(array.stream());
-    return true;
-  }
-  if (!py::isinstance<py::array>(object) || param.device != kCpu) return false;
-  const auto array = py::reinterpret_borrow<py::array>(object);
-  *rows = {array.data(), array.size(), array.itemsize() == 8};
-  return array.dtype().kind() == 'i' && array.itemsize() >= 4 &&
-         (array.flags() & py::array::c_style) != 0;
-}
-
-// A gradient: None, an array that lies like its parameter, or indices and values of rows; false: of
-// another kind.
-bool view_grad(PyObject* object, const Array& param, Scratch& scratch, Gradient* grad) {
-  if (object == Py_None) {
-    grad->is_absent = true;
-    return true;
-  }
-  Array array;
-  if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
-    RowIndices rows{};
-    if (!view_indices(PyTuple_GET_ITEM(object, 0), param, scratch, &rows) ||
-        !view(PyTuple_GET_ITEM(object, 1), &array)) {
-      return false;
-    }
-    const std::int64_t row_length =
-        param.axes == 0 || param.lengths[0] == 0 ? 0 : param.count / param.lengths[0];
-    if (!array.is_c_contiguous() || array.count != rows.count * row_length) return false;
-    scratch.rows.push_back(rows);
-    grad->rows = &scratch.rows.back();
-  } else if (!view(object, &array) || !array.is_aligned || !array.has_shape_of(param) ||
-             !array.has_strides_of(param)) {
-    return false;
-  }
-  if (!goes_with(array.dtype, param.dtype)) return false;
-  grad->values = array.data;
-  grad->dtype = array.dtype;
-  grad->device = array.device;
-  if (array.stream != nullptr) scratch.streams.push_back(array.stream);
   return true;
 }
 
@@ -402,10 +231,8 @@ bool read(const Lists& lists, bool centralize, const AdamConfig& config, Scratch
   const auto count = static_cast<std::size_t>(params.size);
   scratch.specs.assign(count, {});
   scratch.grads.assign(count, {});
-  scratch.rows.clear();
-  scratch.rows.reserve(count);
-  scratch.streams.clear();
-  Array param;
+  scratch.read.clear(count);
+  MemoryView param;
   for (py::ssize_t i = 0; i < params.size; ++i) {
     ParameterSpec& spec = scratch.specs[static_cast<std::size_t>(i)];
     if (!view_written(params.items[i], "params", i, &param)) return false;
@@ -417,13 +244,13 @@ bool read(const Lists& lists, bool centralize, const AdamConfig& config, Scratch
     spec.rows = param.axes == 0 ? 1 : param.lengths[0];
     spec.axes = param.axes == 0 ? 1 : param.axes;
     spec.second_axis = param.axes < 2 ? 0 : param.lengths[1];
-    if (param.stream != nullptr) scratch.streams.push_back(param.stream);
+    if (param.stream != nullptr) scratch.read.streams.push_back(param.stream);
     for (std::size_t s = 0; s < std::size(kGivenStates); ++s) {
       if (states[s].items == nullptr) continue;
       if (!view_state(config, states[s].items[i], kGivenStates[s], i, param, &spec)) return false;
     }
     Gradient& grad = scratch.grads[static_cast<std::size_t>(i)];
-    if (!view_grad(grads.items[i], param, scratch, &grad)) return false;
+    if (!view_grad(grads.items[i], param, &scratch.read, &grad)) return false;
     if ((centralize || grad.rows != nullptr) && !param.is_c_contiguous()) {
       throw py::value_error(label("params", i) +
                             " must be C-contiguous for grad_centralization and sparse gradients");
@@ -455,8 +282,8 @@ PyObject* step(PyObject* const* args, PyObject* const* states) {
   const Rates rates{number(args[kLearningRate], "learning_rate"),
                     number(args[kWeightDecay], "weight_decay")};
   UpdateResult result;
-  const Queueing queueing{scratch.streams.empty() ? nullptr : scratch.streams.front(),
-                          scratch.streams};
+  const Queueing queueing{scratch.read.streams.empty() ? nullptr : scratch.read.streams.front(),
+                          scratch.read.streams};
   const Status status = without_gil([&] {
     return scratch.update.step(config, scratch.specs, scratch.grads, {&rates, 1}, steps.span(),
                                &result, {}, queueing);

@@ -176,6 +176,19 @@ def update(
     /,
 ) -> Any: ...
 
+class StateDictStep:
+    def __init__(self, step: str, keys: Sequence[str]) -> None: ...
+    def step(
+        self,
+        config: AdamConfig,
+        groups: Sequence[
+            tuple[AdamConfig, float, float, list[Any], tuple[Any, ...], tuple[Any, ...]]
+        ],
+        substitutes: dict[int, tuple[Any, ...]],
+    ) -> bool | list[int] | None: ...
+    @property
+    def grad_norm(self) -> float: ...
+
 class Optimizer:
     def __init__(
         self,

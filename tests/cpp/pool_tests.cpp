@@ -6,13 +6,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstddef>
 #include <filesystem>
+#include <fstream>
 #include <iterator>
 #include <optional>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -85,6 +88,28 @@ bool threads_become(int wanted) {
   return threads_now() == wanted;
 }
 
+bool is_asleep(const std::filesystem::path& task) {
+  std::ifstream file(task / "stat");
+  std::string stat;
+  std::getline(file, stat);
+  const std::size_t name_end = stat.rfind(") ");
+  return name_end == std::string::npos || stat[name_end + 2] == 'S';
+}
+
+// A child must not inherit a lock of the sanitizer's allocator, which a thread holds while it
+// starts: a job may be over before its workers have.
+void wait_until_others_sleep() {
+  const std::string own = std::to_string(gettid());
+  for (int same = 0; same < 20;) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    const std::filesystem::directory_iterator tasks("/proc/self/task");
+    const bool all = std::all_of(begin(tasks), end(tasks), [&](const auto& task) {
+      return task.path().filename() == own || is_asleep(task.path());
+    });
+    same = all ? same + 1 : 0;
+  }
+}
+
 void lease_and_run(int threads) {
   cpu::PoolLease pool(threads);
   check_jobs(pool, kBurst, static_cast<std::uint64_t>(threads));
@@ -93,6 +118,7 @@ void lease_and_run(int threads) {
 // Runs in a child process, which must end well and soon.
 template <class Function>
 void in_child(Function function) {
+  wait_until_others_sleep();
   std::fflush(nullptr);
   const pid_t child = fork();
   if (child == 0) {
