@@ -15,7 +15,6 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("expecttest", reason="expecttest, which torch's tests need, is not installed")
 
 from torch.testing._internal import common_optimizers  # noqa: E402
-
 from torch_tested import (  # noqa: E402
     IS_STAND_IN,
     NAMES,
@@ -61,7 +60,9 @@ def inputs(dtype=None):
         if "foreach" in info.supported_impls:
             for one in info.optim_inputs_func(CPU, dtype):
                 options = {**one.kwargs, "foreach": True}
-                found.append(common_optimizers.OptimizerInput(None, options, f"{one.desc} & foreach"))
+                found.append(
+                    common_optimizers.OptimizerInput(None, options, f"{one.desc} & foreach")
+                )
         for one in found:
             yield pytest.param(info.name, one.kwargs, id=f"{info.name}-{one.desc}")
 
@@ -74,6 +75,15 @@ def error_inputs():
 
 
 every_input = pytest.mark.parametrize(("name", "options"), list(inputs()))
+every_dense_input = pytest.mark.parametrize(
+    ("name", "options"), [one for one in inputs() if one.values[0] != "SparseAdam"]
+)
+
+
+def plainly(options):
+    """Return the options for torch's single-tensor form; tensors as rates are rounded there."""
+    plain = {k: v for k, v in options.items() if k not in ("foreach", "fused")}
+    return {**plain, "lr": float(plain.get("lr", 0.001))}
 
 
 def test_torchs_list_describes_our_classes():
@@ -199,9 +209,9 @@ def test_trajectory(name, options, dtype, is_strided):
     if IS_STAND_IN and is_strided and options.get("fused"):
         pytest.skip("torch's own fused form takes strided parameters on the CPU for dense ones")
     problems = [Problem(name, dtype=dtype, is_strided=is_strided) for _ in range(2)]
-    plain = {k: v for k, v in options.items() if k not in ("foreach", "fused")}
     made = [ours(name, problems[0].params, **copy.deepcopy(options))]
-    made += [theirs(name, problems[1].params, **plain)]
+    made += [theirs(name, problems[1].params, **plainly(options))]
+    rounds = IS_STAND_IN and isinstance(options.get("lr"), torch.Tensor)
     generator = torch.Generator().manual_seed(3)
     for step in range(STEPS):
         for i in range(2):
@@ -212,37 +222,38 @@ def test_trajectory(name, options, dtype, is_strided):
         for one in made:
             one.step()
         found = [kept(*pair) for pair in zip(made, [p.params for p in problems], strict=True)]
-        assert_close(*found, TOLERANCE[dtype])
+        assert_close(*found, 1e-7 if rounds else TOLERANCE[dtype])
 
 
 @ours_only
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("name", "options"), list(inputs(torch.float16)))
+@every_input
 def test_trajectory_of_short_types(name, options, dtype):
-    """Not farther from a run in float64 than torch's single-tensor form."""
-    options = {"eps": 0.1, **options}
-    plain = {k: v for k, v in options.items() if k not in ("foreach", "fused")}
-    exact_problem = Problem(name, dtype=dtype)
-    start = [param.detach().clone() for param in exact_problem.params]
-    exact = [torch.nn.Parameter(param.double()) for param in start]
-    copies = [[torch.nn.Parameter(param.clone()) for param in start] for _ in range(2)]
-    made = [ours(name, copies[0], **copy.deepcopy(options)), theirs(name, copies[1], **plain)]
-    reference = theirs(name, exact, **plain)
+    """That of torch in float32, had each step rounded the parameters once."""
+    start = [param.detach() for param in Problem(name, dtype=dtype).params]
+    short = [torch.nn.Parameter(param.clone()) for param in start]
+    long = [torch.nn.Parameter(param.float()) for param in start]
+    made = [ours(name, short, **copy.deepcopy(options)), theirs(name, long, **plainly(options))]
     generator = torch.Generator().manual_seed(3)
-    for _ in range(60):
-        for i in range(2):
-            grad = as_gradient(name, torch.randn(start[i].shape, generator=generator), generator)
-            exact[i].grad = grad.to(dtype).double()
-            for params in copies:
-                params[i].grad = grad.to(dtype)
-        for one in (*made, reference):
-            one.step()
-    assert all(p.dtype is dtype for params in copies for p in params)
-    errors = [
-        sum(float((p.double() - e).abs().sum()) for p, e in zip(params, exact, strict=True))
-        for params in copies
-    ]
-    assert errors[0] <= errors[1]
+    for _ in range(STEPS):
+        for one, other in zip(short, long, strict=True):
+            dense = torch.randn(one.shape, generator=generator).to(dtype)
+            one.grad = as_gradient(name, dense, generator)
+            other.grad = one.grad.float()
+        for optimizer in made:
+            optimizer.step()
+        for one, other in zip(short, long, strict=True):
+            rounded = other.detach().to(dtype)
+            assert (one == rounded).sum() >= 0.9 * one.numel()  # else a tie of the two sums
+            torch.testing.assert_close(one.detach(), rounded, rtol=torch.finfo(dtype).eps, atol=0)
+            with torch.no_grad():
+                other.copy_(one)
+    for one, other in zip(short, long, strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert made[0].state[one][key].dtype is torch.float32
+            torch.testing.assert_close(
+                made[0].state[one][key], made[1].state[other][key], rtol=1e-5, atol=1e-6
+            )
 
 
 def schedulers(name):
@@ -390,16 +401,16 @@ def test_state_is_not_empty_after_a_step(name, options):
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-@every_input
+@every_dense_input
 def test_complex_numbers_are_pairs(name, options, dtype):
-    if is_sparse(name):
-        pytest.skip("torch's SparseAdam does not take complex parameters, see test_refusals")
-    if options.get("fused"):
-        pytest.skip("fused=True takes no complex parameters, see test_fused_takes_real_numbers")
+    """With fused=True as well, which torch's takes for real numbers only."""
+    if IS_STAND_IN and options.get("fused"):
+        pytest.skip("torch's own fused form takes no complex parameters")
     values = torch.randn(5, 3, dtype=dtype)
     whole = torch.nn.Parameter(values.clone())
     pairs = torch.nn.Parameter(torch.view_as_real(values).clone())
     made = [ours(name, [param], **copy.deepcopy(options)) for param in (whole, pairs)]
+    tolerance = 1e-6 if IS_STAND_IN else 0
     for _ in range(3):
         whole.grad = torch.randn_like(whole)
         pairs.grad = torch.view_as_real(whole.grad).clone()
@@ -410,7 +421,7 @@ def test_complex_numbers_are_pairs(name, options, dtype):
             if not key.startswith("step"):
                 assert got[key].dtype is dtype
                 got[key] = torch.view_as_real(got[key])
-            torch.testing.assert_close(got[key], value, rtol=1e-6 * IS_STAND_IN, atol=1e-6 * IS_STAND_IN)
+            torch.testing.assert_close(got[key], value, rtol=tolerance, atol=tolerance)
 
 
 @every_dense_class
@@ -433,21 +444,6 @@ def test_complex_rosenbrock(name):
         for one in made:
             one.step()
         torch.testing.assert_close(whole.detach(), torch.complex(*[p.detach() for p in parts]))
-
-
-@every_dense_class
-def test_fused_takes_real_numbers(name):
-    """In torch's words; the state stays empty."""
-    words = []
-    for of in (getattr(torch.optim, name), getattr(tested, name)):
-        param = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
-        param.grad = torch.ones_like(param)
-        optimizer = of([param], fused=True)
-        with pytest.raises(RuntimeError, match="floating point Tensors") as raised:
-            optimizer.step()
-        words.append(str(raised.value))
-        assert torch.equal(param, torch.ones_like(param))
-    assert words[0] == words[1]
 
 
 @pytest.mark.parametrize("maximize", [False, True])
@@ -497,7 +493,7 @@ def test_wrong_layout_of_gradients(name):
 
 @every_class
 def test_duplicate_parameters(name):
-    """Torch warns, and then steps twice; a step here does that, or refuses and changes nothing."""
+    """Torch warns, and then steps twice; a step here refuses that and changes nothing."""
     runs = []
     for of in (getattr(torch.optim, name), getattr(tested, name)):
         param = torch.nn.Parameter(torch.ones(3, 2))
@@ -505,11 +501,11 @@ def test_duplicate_parameters(name):
             warnings.simplefilter("ignore")
             optimizer = of([param, param], lr=0.1)
         param.grad = as_gradient(name, torch.full((3, 2), 0.5), torch.Generator().manual_seed(0))
-        try:
-            optimizer.step()
-        except (ValueError, RuntimeError) as error:
-            assert "twice" in str(error) or "duplicate" in str(error) or "overlap" in str(error)
+        if of is getattr(tested, name) and not IS_STAND_IN:
+            with pytest.raises(ValueError, match=r"shares memory with another.*parameter 1"):
+                optimizer.step()
             assert torch.equal(param, torch.ones(3, 2))
             return
+        optimizer.step()
         runs.append(kept(optimizer, [param]))
     assert_close(*runs, 1e-6)

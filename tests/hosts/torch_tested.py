@@ -62,7 +62,7 @@ def kept(optimizer, params):
 
 
 def assert_close(got, wanted, tolerance):
-    """Compare what `kept` returned, element by element; types of state may be wider than torch's."""
+    """Compare what `kept` returned, element by element; counts may be of other types."""
     assert got.keys() == wanted.keys()
     for key, value in wanted.items():
         torch.testing.assert_close(
