@@ -29,6 +29,19 @@ bool operator==(const AdamConfig& a, const AdamConfig& b) {
   return true;
 }
 
+// Whether what was prepared for the arrays serves options that differ so: those of groups do, but
+// for the state that they keep, and the loss scale, which steps look up.
+bool keep_arrays(const AdamConfig& a, const AdamConfig& b) {
+  AdamConfig changed = a;
+#define ADAMAS_TAKE(name, decides, of_group) \
+  if (of_group) changed.name = b.name;
+  ADAMAS_OPTIONS(ADAMAS_TAKE)
+#undef ADAMAS_TAKE
+  changed.use_amsgrad = a.use_amsgrad;
+  changed.loss_scale = b.loss_scale;
+  return changed == b;
+}
+
 bool operator==(const ParameterSpec& a, const ParameterSpec& b) {
   return a.data == b.data && a.count == b.count && a.dtype == b.dtype && a.rates == b.rates &&
          a.rows == b.rows && a.centralize == b.centralize && a.device == b.device &&
@@ -36,10 +49,14 @@ bool operator==(const ParameterSpec& a, const ParameterSpec& b) {
          a.delta == b.delta && std::equal(a.states, a.states + kStateKinds, b.states);
 }
 
+template <class T, class Alike>
+bool are_alike(const std::vector<T>& known, Span<const T> given, Alike alike) {
+  return known.size() == given.size && std::equal(known.begin(), known.end(), given.begin(), alike);
+}
+
 template <class T>
 bool is_same(const std::vector<T>& known, Span<const T> given) {
-  return known.size() == given.size && std::equal(known.begin(), known.end(), given.begin(),
-                                                  [](const T& a, const T& b) { return a == b; });
+  return are_alike(known, given, [](const T& a, const T& b) { return a == b; });
 }
 
 }  // namespace
@@ -131,16 +148,17 @@ Status AdamUpdate::Impl::start_engine(std::int32_t wanted) {
 
 Status AdamUpdate::Impl::prepare(const AdamConfig& config, Span<const ParameterSpec> parameters,
                                  Span<const AdamConfig> groups) {
-  if (is_ready && config == asked && is_same(asked_groups, groups) && is_same(specs, parameters)) {
-    return {};
-  }
+  const bool has_arrays = is_ready && is_same(specs, parameters);
+  if (has_arrays && config == asked && is_same(asked_groups, groups)) return {};
+  const bool keeps_arrays =
+      has_arrays && keep_arrays(asked, config) && are_alike(asked_groups, groups, keep_arrays);
   is_ready = false;
   Status status = take_options(config, parameters, groups);
-  if (status.ok()) status = take_arrays(parameters);
+  if (status.ok()) status = keeps_arrays ? engine->take_options() : take_arrays(parameters);
   if (!status.ok()) return status;
   asked = config;
   asked_groups.assign(groups.begin(), groups.end());
-  specs.assign(parameters.begin(), parameters.end());
+  if (!keeps_arrays) specs.assign(parameters.begin(), parameters.end());
   is_ready = true;
   return {};
 }
