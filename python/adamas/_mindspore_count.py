@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ._arrays import FloatArray
+
 _CHUNK = 1 << 16
 _FARTHEST = 1 << 26  # steps that are tried: even 1 - 2**-20 is nothing by then
 _NOTHING = 1e-37  # from here on a correction is 1 in float32, and MindSpore may flush to zero
 
 
-def steps_made(
-    global_step: int, powers: Sequence[float], betas: Sequence[np.float32]
-) -> int:
+def steps_made(global_step: int, powers: Sequence[float], betas: Sequence[np.float32]) -> int:
     """Return how many steps the powers were multiplied up in.
 
     Parameters
@@ -64,7 +64,7 @@ def _last_product(beta: np.float32, steps: int) -> np.float32:
     return product
 
 
-def _products(start: np.float32, beta: np.float32, count: int) -> np.ndarray:
+def _products(start: np.float32, beta: np.float32, count: int) -> FloatArray:
     """Return `start` times beta, times beta again, and so on: each rounded to float32."""
     factors = np.full(count + 1, beta, np.float32)
     factors[0] = start

@@ -205,7 +205,7 @@ class _Place:
             array: FloatArray = grad.asnumpy()  # which copies what has gaps
             return array
         if address != self._address:
-            memory = (ctypes.c_char * self._nbytes).from_address(address)
+            memory: Any = (ctypes.c_char * self._nbytes).from_address(address)
             self._array = np.ndarray(self._shape, self._item, memory)
             self._address = address
         return self._array

@@ -1,4 +1,4 @@
-"""adamas.mindspore beside mindspore.nn: steps, memory that moves, checkpoints, training, refusals."""
+"""adamas.mindspore beside mindspore.nn: steps, moving memory, checkpoints, training, refusals."""
 
 import inspect
 import itertools
@@ -10,13 +10,18 @@ import pytest
 
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed")
 
-import adamas
-import adamas.mindspore
-from adamas._mindspore_count import steps_made
-from helpers import bits
-from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.sparse_tensor import RowTensorInner
-from mindspore.train import DynamicLossScaleManager, FixedLossScaleManager, Model
+from mindspore import Parameter, Tensor, nn, ops  # noqa: E402
+from mindspore.common.sparse_tensor import RowTensorInner  # noqa: E402
+from mindspore.train import (  # noqa: E402
+    DynamicLossScaleManager,
+    FixedLossScaleManager,
+    Model,
+)
+
+import adamas  # noqa: E402
+import adamas.mindspore  # noqa: E402
+from adamas._mindspore_count import steps_made  # noqa: E402
+from helpers import bits  # noqa: E402
 
 SHAPES = [(7,), (3, 5), (4, 16, 3), (1,), (129,)]  # the host has no kernels for () in places
 NUMBERS = {"learning_rate": 0.013, "beta1": 0.85, "beta2": 0.97, "eps": 3e-5}
@@ -31,6 +36,17 @@ def _pynative(monkeypatch, tmp_path):
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
+@pytest.fixture
+def _at_once():
+    """Let MindSpore make each operation when it is called: its queue waits by spinning."""
+    ms.set_context(pynative_synchronize=True)
+    yield
+    ms.set_context(pynative_synchronize=False)
+
+
+trains = pytest.mark.usefixtures("_at_once")
+
+
 def values(seed, shapes=SHAPES):
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
@@ -42,7 +58,8 @@ def tensor(array, dtype=None):
 
 def parameters(dtype=None, shapes=SHAPES):
     names = ("weight", "conv.weight", "kernel", "scale", "norm.beta")
-    return [Parameter(tensor(v, dtype), name=n) for v, n in zip(values(0, shapes), names)]
+    pairs = zip(values(0, shapes), names, strict=True)
+    return [Parameter(tensor(value, dtype), name=name) for value, name in pairs]
 
 
 def gradients(step, dtype=None, shapes=SHAPES):
@@ -114,10 +131,16 @@ KINDS = {
 GROUPS = {"list": list, "groups": groups, "fixed groups": fixed_groups}
 
 
-@pytest.mark.parametrize("grouping", GROUPS)
-@pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_array_of_nn_adam(kind, rate, grouping):
+def grid(*lists):
+    """Return all combinations, of which `make test` takes every third: each compiles a graph."""
+    return [
+        pytest.param(*names, marks=[pytest.mark.long] if i % 3 else [], id="-".join(names))
+        for i, names in enumerate(itertools.product(*lists))
+    ]
+
+
+@pytest.mark.parametrize(("rate", "grouping", "kind"), grid(RATES, GROUPS, KINDS))
+def test_every_array_of_nn_adam(rate, grouping, kind):
     ask = lambda: {name: make() for name, make in RATES[rate].items()}  # noqa: E731
     pair = [
         optimizer(GROUPS[grouping](parameters()), **{**NUMBERS, **KINDS[kind], **ask()})
@@ -234,8 +257,9 @@ def test_gradients_of_another_type(wide, narrow):
 def test_gradients_that_are_views():
     whole = Tensor(np.arange(60, dtype=np.float32).reshape(5, 12))
     views = [whole[1:3], whole[:, ::2].T[:, :], ops.transpose(whole, (1, 0))]
-    params = [Parameter(Tensor(np.ones(v.shape, np.float32)), name=f"w{i}") for i, v in
-              enumerate(views)]
+    params = [
+        Parameter(Tensor(np.ones(v.shape, np.float32)), name=f"w{i}") for i, v in enumerate(views)
+    ]
     optimizer = adamas.mindspore.Adam(params, **NUMBERS)
     twin, step_twin = numpy_twin(adamas.Adam, params, numerics="mindspore")
     for _ in range(2):
@@ -270,11 +294,16 @@ def moved_by_an_operation(param):
 
 
 def moved_by_loading(param):
-    ms.save_checkpoint([{"name": param.name, "data": Tensor(param.asnumpy() * np.float32(2), param.dtype)}], "one.ckpt")
+    ms.save_checkpoint(
+        [{"name": param.name, "data": Tensor(param.asnumpy() * np.float32(2), param.dtype)}],
+        "one.ckpt",
+    )
     net = nn.Cell()
     net.insert_param_to_cell("p", param)
     param.name = "p"
-    ms.save_checkpoint([{"name": "p", "data": Tensor(param.asnumpy() * np.float32(2), param.dtype)}], "one.ckpt")
+    ms.save_checkpoint(
+        [{"name": "p", "data": Tensor(param.asnumpy() * np.float32(2), param.dtype)}], "one.ckpt"
+    )
     assert ms.load_param_into_net(net, ms.load_checkpoint("one.ckpt")) == ([], [])
 
 
@@ -502,7 +531,7 @@ def test_rows(lazy, form):
     table = Parameter(Tensor(values(0, [shape])[0]), name="table")
     bias = Parameter(Tensor(values(0, [(3,)])[0]), name="bias")
     optimizer = adamas.mindspore.Adam([table, bias], **NUMBERS, use_lazy=lazy)
-    twin, step_twin = numpy_twin(adamas.Adam, [table, bias], numerics="mindspore", use_lazy=lazy)
+    twin, _ = numpy_twin(adamas.Adam, [table, bias], numerics="mindspore", use_lazy=lazy)
     before = table.asnumpy().copy()
     for step in range(2):
         bias_grad = gradients(step, shapes=[(3,)])[0]
@@ -567,9 +596,20 @@ class LeNet5(nn.Cell):
         return self.fc3(self.relu(self.fc2(x)))
 
 
+def small():
+    return nn.SequentialCell(nn.Flatten(), nn.Dense(1024, 20), nn.ReLU(), nn.Dense(20, 10))
+
+
 def lenet():
-    """Return one with the same weights each time, whatever was made before."""
-    net = LeNet5()
+    return with_weights(LeNet5())
+
+
+def dense():
+    return with_weights(small())
+
+
+def with_weights(net):
+    """Give it the same weights each time, whatever was made before."""
     rng = np.random.default_rng(5)
     for param in net.trainable_params():
         scale = 1 / np.sqrt(np.prod(param.shape[1:], initial=1))
@@ -599,8 +639,10 @@ def grads_of(net, params):
     return ms.value_and_grad(lambda x, y: loss(net(x), y), None, params)
 
 
-def test_lenet_300_steps_with_the_gradients_of_the_host():
-    """Each step of 300: the parameters beside those of nn.Adam, given the same gradients.
+@trains
+@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.long)])
+def test_lenet_with_the_gradients_of_the_host(count):
+    """Each step: the parameters beside those of nn.Adam, given the same gradients.
 
     Within the tolerances of the recorded runs: 1e-5, and 1e-6 of what is usual in the array.
     """
@@ -609,7 +651,7 @@ def test_lenet_300_steps_with_the_gradients_of_the_host():
     own = adamas.mindspore.Adam(lenet().trainable_params(), rate)
     gradient = grads_of(host_net, host.parameters)
     losses = []
-    for images, labels in batches(300, 16):
+    for images, labels in batches(count, 16):
         loss, grads = gradient(images, labels)
         host(grads)
         own(grads)
@@ -618,28 +660,31 @@ def test_lenet_300_steps_with_the_gradients_of_the_host():
             found, wanted = mine.asnumpy(), theirs.asnumpy()
             atol = 1e-6 * (np.median(np.abs(wanted)) + rate)
             np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=atol, err_msg=mine.name)
-    assert losses[-1] < 0.1 < 1.5 < losses[0]
-    for mine, theirs in zip((*own.moment1, *own.moment2), (*host.moment1, *host.moment2),
-                            strict=True):
+    if count == 300:
+        assert losses[-1] < 0.1 < 1.5 < losses[0]
+    for mine, theirs in zip(
+        (*own.moment1, *own.moment2), (*host.moment1, *host.moment2), strict=True
+    ):
         found, wanted = mine.asnumpy(), theirs.asnumpy()
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
-    assert own.global_step.asnumpy().tolist() == [300]
+    assert own.global_step.asnumpy().tolist() == [count]
     assert own._step.bindings == 1
 
 
 def trained_by_a_cell(make):
-    net = lenet()
+    net = dense()
     loss = nn.SoftmaxCrossEntropyWithLogits(sparse=True, reduction="mean")
-    step = nn.TrainOneStepCell(nn.WithLossCell(net, loss), make(net.trainable_params(), 0.002))
+    step = nn.TrainOneStepCell(nn.WithLossCell(net, loss), make(net.trainable_params(), 0.005))
     step.set_train()
-    return net, [step(*batch).asnumpy().item() for batch in batches(40, 16)]
+    return net, [step(*batch).asnumpy().item() for batch in batches(30, 16)]
 
 
+@trains
 def test_train_one_step_cell():
     (net, losses), (host_net, host_losses) = map(
         trained_by_a_cell, (adamas.mindspore.Adam, nn.Adam)
     )
-    assert losses[-1] < losses[0] / 3
+    assert losses[-1] < losses[0] / 2
     np.testing.assert_allclose(losses, host_losses, rtol=0.01, atol=1e-3)
     for mine, theirs in zip(net.get_parameters(), host_net.get_parameters(), strict=True):
         np.testing.assert_allclose(mine.asnumpy(), theirs.asnumpy(), rtol=0.01, atol=2e-3)
@@ -652,15 +697,16 @@ def dataset(count, batch):
 
 
 def trained_by_a_model(make, **options):
-    net = lenet()
+    net = dense()
     loss = nn.SoftmaxCrossEntropyWithLogits(sparse=True, reduction="mean")
     keywords = {"loss_scale": 256.0} if options else {}
-    optimizer = make(net.trainable_params(), nn.WarmUpLR(0.002, 10), **keywords)
+    optimizer = make(net.trainable_params(), nn.WarmUpLR(0.005, 10), **keywords)
     model = Model(net, loss, optimizer, {"accuracy"}, **options)
-    model.train(1, dataset(60, 16), dataset_sink_mode=False)
-    return net, optimizer, model.eval(dataset(10, 16), dataset_sink_mode=False)["accuracy"]
+    model.train(1, dataset(40, 16), dataset_sink_mode=False)
+    return net, optimizer, model.eval(dataset(5, 16), dataset_sink_mode=False)["accuracy"]
 
 
+@trains
 @pytest.mark.parametrize("scaled", [False, True])
 def test_model_train(scaled):
     def options():
@@ -670,20 +716,21 @@ def test_model_train(scaled):
     (net, optimizer, accuracy), (host_net, _, host_accuracy) = (
         trained_by_a_model(make, **options()) for make in (adamas.mindspore.Adam, nn.Adam)
     )
-    assert optimizer.global_step.asnumpy().tolist() == [60]
+    assert optimizer.global_step.asnumpy().tolist() == [40]
     assert accuracy == host_accuracy > 0.9
     for mine, theirs in zip(net.get_parameters(), host_net.get_parameters(), strict=True):
         np.testing.assert_allclose(mine.asnumpy(), theirs.asnumpy(), rtol=0.01, atol=3e-3)
 
 
+@trains
 def test_dynamic_loss_scale():
     """With MindSpore's manager; its own cell for it has no kernel on the CPU."""
 
     def run(make):
-        net = lenet()
+        net = dense()
         loss = nn.SoftmaxCrossEntropyWithLogits(sparse=True, reduction="mean")
         manager = DynamicLossScaleManager(2.0**130, 4, 7)  # the first steps overflow
-        optimizer = make(net.trainable_params(), 0.002)
+        optimizer = make(net.trainable_params(), 0.005)
         scaled = ms.value_and_grad(
             lambda x, y, scale: loss(net(x), y) * scale, None, optimizer.parameters
         )
@@ -708,11 +755,12 @@ def test_dynamic_loss_scale():
     assert last == pytest.approx(host_last, rel=0.02)
 
 
+@trains
 def test_amp_in_functional_form():
     def run(make):
-        net = ms.amp.auto_mixed_precision(lenet(), "O2")
+        net = ms.amp.auto_mixed_precision(dense(), "O2")
         loss = nn.SoftmaxCrossEntropyWithLogits(sparse=True, reduction="mean")
-        optimizer = make(net.trainable_params(), 0.002)
+        optimizer = make(net.trainable_params(), 0.005)
         scaler = ms.amp.DynamicLossScaler(2.0**20, 2, 10)
         gradient = ms.value_and_grad(
             lambda x, y: scaler.scale(loss(net(x).astype(ms.float32), y)),
@@ -734,6 +782,7 @@ def test_amp_in_functional_form():
     np.testing.assert_allclose(losses[:5], host_losses[:5], rtol=0.02)
 
 
+@trains
 def test_a_net_under_jit_sees_every_step():
     net, host_net = lenet(), lenet()
     gradient = grads_of(net, net.trainable_params())
@@ -751,8 +800,8 @@ def test_a_net_under_jit_sees_every_step():
 def test_hooks_of_the_cell():
     optimizer = adamas.mindspore.Adam(parameters())
     seen = []
-    optimizer.register_forward_pre_hook(lambda cell, args: seen.append("before"))
-    optimizer.register_forward_hook(lambda cell, args, output: seen.append(output))
+    optimizer.register_forward_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_forward_hook(lambda *given: seen.append(given[-1]))
     optimizer(gradients(0))
     assert seen == ["before", True]
 
@@ -809,14 +858,16 @@ BAD_GRADS = {
     "two parts": (lambda: swapped(0, (1, 2)), TypeError, r"gradients\[0\] must be .* 2 things"),
     "no tensor": (lambda: swapped(0, "grad"), TypeError, "grad"),
     "row out of range": (
-        lambda: swapped(1, rows_of("tuple", np.array([3], np.int32),
-                                   np.ones((1, 5), np.float32), (3, 5))),
+        lambda: swapped(
+            1, rows_of("tuple", np.array([3], np.int32), np.ones((1, 5), np.float32), (3, 5))
+        ),
         IndexError,
         "a row index of a sparse gradient is outside the parameter",
     ),
     "shape of rows": (
-        lambda: swapped(1, rows_of("tuple", np.array([0], np.int32),
-                                   np.ones((1, 5), np.float32), (4, 5))),
+        lambda: swapped(
+            1, rows_of("tuple", np.array([0], np.int32), np.ones((1, 5), np.float32), (4, 5))
+        ),
         ValueError,
         "dense_shape",
     ),

@@ -5,10 +5,16 @@ import pytest
 
 ms = pytest.importorskip("mindspore", reason="MindSpore is not installed")
 
-import adamas.mindspore
-import golden
-from mindspore import nn
-from test_golden_optimizer import ADAM_ARGUMENTS, ADAM_WEIGHT_DECAY_ARGUMENTS, SWITCHES, make_groups
+from mindspore import nn  # noqa: E402
+
+import adamas.mindspore  # noqa: E402
+import golden  # noqa: E402
+from test_golden_optimizer import (  # noqa: E402
+    ADAM_ARGUMENTS,
+    ADAM_WEIGHT_DECAY_ARGUMENTS,
+    SWITCHES,
+    make_groups,
+)
 
 STATES = {"Adam": ("moment1", "moment2"), "AdamWeightDecay": ("moments1", "moments2")}
 
