@@ -18,17 +18,23 @@ from . import _core, _options
 from . import _validation as validation
 from ._device_arrays import from_device
 
-try:
-    import torch
-except ImportError as error:
-    raise ImportError(
-        'adamas.torch needs PyTorch, which is not installed: pip install "adamas[torch]"'
-    ) from error
-if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    raise ImportError(
-        f"adamas.torch needs PyTorch 2.10 or newer, got {torch.__version__}: "
-        'pip install --upgrade "adamas[torch]"'
-    )
+# The first says what to do where torch is missing.
+# isort: off
+from ._torch_tensors import (
+    REAL_TYPES,
+    count,
+    count_type,
+    fitting,
+    has_gaps,
+    in_layout,
+    is_unusual,
+    local,
+    number,
+    without_gaps,
+)
+import torch
+
+# isort: on
 
 # The keys of the state, as torch has them, and in the order of `_core.StateDictStep`.
 STEP = "step"
@@ -36,15 +42,6 @@ ARRAYS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "ema")
 MOMENTS = ARRAYS[:2]
 COPIES = ARRAYS[3:]  # which begin as the parameter, and not at zero
 
-# The types of moments, by that of their parameter.
-_REAL_TYPES = {
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.complex64: torch.complex64,
-    torch.complex128: torch.complex128,
-}
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 Substitutes = dict[int, tuple[Any, ...]]
@@ -239,14 +236,14 @@ class NativeStep(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _needs_substitute(self, param: Any) -> bool:
-        return _is_unusual(param)
+        return is_unusual(param)
 
     def _substitute(self, param: Any, written: list[Any]) -> tuple[Any, list[Any]]:
         """Return the gradient, and the parameter and state, in forms that go together."""
-        grad = _local(param.grad.detach(), param)
+        grad = local(param.grad.detach(), param)
         if param.is_complex():
             grad = torch.view_as_real(grad.resolve_conj())
-        return _in_layout(grad.resolve_neg(), written[0]), written
+        return in_layout(grad.resolve_neg(), written[0]), written
 
     def _check_grad(self, param: Any) -> None:
         """Refuse gradients of a layout that steps do not take."""
@@ -266,11 +263,11 @@ class NativeStep(torch.optim.Optimizer):
             yield "ema"
 
     def _first_count(self) -> Any:
-        return torch.zeros((), dtype=_count_type())
+        return torch.zeros((), dtype=count_type())
 
     def _state_type(self, param: Any, name: str) -> Any:
         """Return the type that an array of the state has."""
-        real = _REAL_TYPES.get(param.dtype)
+        real = REAL_TYPES.get(param.dtype)
         if real is None:
             raise TypeError(
                 "parameters must be of float32, float64, float16, bfloat16, complex64 or "
@@ -288,14 +285,14 @@ class NativeStep(torch.optim.Optimizer):
             param = members.params[i]
             state = self.state[param]
             if state:
-                state[STEP] = _count(state.get(STEP), f"of parameter {members.first + i}")
+                state[STEP] = count(state.get(STEP), f"of parameter {members.first + i}")
             else:
                 state[STEP] = self._first_count()
             for name in self._kept(param, members.config):
                 dtype = self._state_type(param, name)
                 if name in state:
                     label = f"state[{name!r}] of parameter {members.first + i}"
-                    state[name] = _fitting(state[name], param, dtype, label)
+                    state[name] = fitting(state[name], param, dtype, label)
                     continue
                 with torch.no_grad():
                     state[name] = torch.zeros_like(param, dtype=dtype, requires_grad=False)
@@ -315,12 +312,12 @@ class NativeStep(torch.optim.Optimizer):
             if param.grad is None or not state:
                 continue
             self._check_grad(param)
-            written = [_local(param.detach())]
-            written += [_local(state[name]) if name in state else None for name in ARRAYS]
+            written = [local(param.detach())]
+            written += [local(state[name]) if name in state else None for name in ARRAYS]
             if param.is_complex():
                 written = [a if a is None else torch.view_as_real(a) for a in written]
-            if _has_gaps(written[0]):
-                written[0] = _without_gaps(written[0], position)
+            if has_gaps(written[0]):
+                written[0] = without_gaps(written[0], position)
                 copied.append((param, written[0]))
             grad, written = self._substitute(param, written)
             if written[0].device.type == "cuda":
@@ -373,9 +370,9 @@ class NativeStep(torch.optim.Optimizer):
         }
         for name in set(ARRAYS).intersection(entry):
             like = entry[name].to(dtype=self._state_type(param, name), copy=True)
-            entry[name] = _fitting(like, param, like.dtype, f"the state {name!r}")
+            entry[name] = fitting(like, param, like.dtype, f"the state {name!r}")
         if STEP in entry:
-            entry[STEP] = _count(entry[STEP], "that is loaded")
+            entry[STEP] = count(entry[STEP], "that is loaded")
         return entry
 
 
@@ -525,20 +522,6 @@ def checked_beta(k: int, beta: float) -> float:
     return beta
 
 
-def number(name: str, value: Any) -> float:
-    """Return an option that may be a number of any kind, or a tensor of one element."""
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"Tensor {name} must be 1-element")
-        return float(value)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{name} must be a number or a tensor of one, got {type(value).__name__}"
-        ) from None
-
-
 def _scale_of(optimizer: Any) -> float | None:
     """Return what a GradScaler lets gradients be divided by, or None if it found infinities."""
     found = getattr(optimizer, "found_inf", None)
@@ -552,104 +535,6 @@ def _located(plan: list[_Members], position: int) -> tuple[_Members, int]:
     """Return the group of a parameter, and its place there."""
     members = plan[bisect_right(plan, position, key=attrgetter("first")) - 1]
     return members, position - members.first
-
-
-def _is_unusual(param: Any) -> bool:
-    """Whether a parameter itself is not what the native step reads."""
-    return bool(
-        param.is_complex()
-        or hasattr(param, "to_local")
-        or param.device.type != "cpu"
-        or param.layout != torch.strided
-        or param.is_neg()
-        or _has_gaps(param)
-    )
-
-
-def _has_gaps(tensor: Any) -> bool:
-    """Whether there is memory between the elements, or elements share memory."""
-    expected = 1
-    for step, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if length == 0:
-            return False
-        if length > 1:
-            if step != expected:
-                return True
-            expected *= length
-    return False
-
-
-def _without_gaps(tensor: Any, position: int) -> Any:
-    """Return a copy, unless there is no place for all elements to be copied back to."""
-    reach = 1 + sum(
-        (length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    if reach < tensor.numel():
-        raise ValueError(
-            f"parameter {position} must have memory for each element, got strides "
-            f"{tensor.stride()} for shape {tuple(tensor.shape)}"
-        )
-    return tensor.contiguous()
-
-
-def _in_layout(tensor: Any, like: Any) -> Any:
-    """Return the tensor, or a copy of it, whose elements lie like those of the other."""
-    if tensor.shape != like.shape:
-        raise ValueError(
-            f"a gradient must have the shape of its parameter, {tuple(like.shape)}, got "
-            f"{tuple(tensor.shape)}"
-        )
-    if tensor.stride() == like.stride():
-        return tensor
-    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
-
-
-def _local(tensor: Any, like: Any = None) -> Any:
-    """Return a tensor, or the part of a DTensor that lies here, which must lie like the other."""
-    if not hasattr(tensor, "to_local"):
-        return tensor
-    if like is not None and getattr(like, "placements", None) != tensor.placements:
-        raise RuntimeError(
-            f"the gradient of a DTensor must be placed like it, {like.placements}, got "
-            f"{tensor.placements}; redistribute it"
-        )
-    return tensor.to_local()
-
-
-def _fitting(array: Any, param: Any, dtype: Any, label: str) -> Any:
-    """Return an array of state, or a copy that lies like its parameter, where that one is."""
-    if not isinstance(array, torch.Tensor):
-        raise TypeError(f"{label} must be a tensor, got {type(array).__name__}")
-    if array.shape != param.shape:
-        raise ValueError(
-            f"{label} must have the shape of its parameter, {tuple(param.shape)}, got "
-            f"{tuple(array.shape)}"
-        )
-    if array.dtype != dtype:
-        raise ValueError(
-            f"{label} must be of {dtype}, got {array.dtype}; load_state_dict(state_dict()) casts it"
-        )
-    if hasattr(array, "to_local"):
-        return array
-    like = torch.empty_like(param, dtype=dtype, requires_grad=False)
-    is_like = array.stride() == like.stride() and array.device == like.device
-    return array if is_like and not array.is_neg() else like.copy_(array)
-
-
-def _count_type() -> Any:
-    """Return the type in which torch counts steps."""
-    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-
-
-def _count(steps: Any, label: str) -> Any:
-    """Return a number of steps, an int or a tensor of one float on the CPU."""
-    value = number(f"the step {label}", steps)
-    if not 0.0 <= value <= 2.0**62 or value != int(value):
-        raise ValueError(f"the step {label} must be a whole number in [0, 2**62], got {steps}")
-    if type(steps) is int:
-        return steps
-    kind = torch.float64 if getattr(steps, "dtype", None) == torch.float64 else torch.float32
-    return torch.tensor(value, dtype=kind)
 
 
 def _refuse(members: _Members, i: int) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-# First, since it says what to do where torch is missing.
-from ._torch_step import DenseStep, RowStep, refuse_modes  # isort: skip
+# The first says what to do where torch is missing.
+# isort: off
+from ._torch_step import DenseStep, RowStep, refuse_modes
 import torch
+
+# isort: on
 
 __all__ = ["Adam", "AdamW", "SparseAdam"]
 
