@@ -528,6 +528,11 @@ BAD_ARRAYS = {
     "read-only gradient": (lambda w, g: (w, read_only(g)), ValueError, "gradient must be writable"),
     "one array": (lambda w, _: (w, w), ValueError, "gradient"),
     "one array, strided": (lambda w, _: (w[:, ::2], w[:, ::2]), ValueError, "share memory"),
+    "one buffer, a strided gradient": (
+        lambda w, _: (w.reshape(-1)[:3], w.reshape(-1)[::2]),
+        ValueError,
+        "share memory",
+    ),
     "other byte order": (lambda w, g: (w.astype(">f4"), g), TypeError, "weights must"),
 }
 
