@@ -19,6 +19,7 @@ thinc = pytest.importorskip("thinc.api", reason="thinc is not installed")
 from thinc import optimizers as host  # noqa: E402
 
 import adamas.thinc  # noqa: E402
+from adamas._thinc_state import config_of  # noqa: E402
 
 NEWER = hasattr(host.Optimizer, "step")  # thinc 9, which calls schedules
 STEPS = 30
@@ -467,6 +468,12 @@ def test_threads_of_a_large_array(threads):
         options = options_of(l2=0.037, clip=0.5, num_threads=number)
         results.append(kept(train(adamas.thinc.Adam(**options), weights, range(3)), weights))
     assert results[0] == results[1]
+
+
+def test_the_number_of_threads_reaches_the_step():
+    """No result tells it."""
+    rates = (0.9, 0.999, 1e-8, 1.0, True, None)
+    assert [config_of(*rates, number).num_threads for number in (3, None)] == [3, 0]
 
 
 def test_calls_of_many_threads():
