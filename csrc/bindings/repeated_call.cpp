@@ -6,6 +6,7 @@
 // as options, and the AdamConfig that the function has made of them.  Where all are the same
 // objects again, it calls update() itself; else, and whenever update() does not know an array, the
 // function.
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <vector>
@@ -55,6 +56,16 @@ Keyword keyword_of(PyObject* name) {
   return {nullptr, kOption, 0};
 }
 
+// Whether two tuples hold the same objects.  A call with more than 13 keywords makes a new one of
+// its names each time.
+bool holds_same(PyObject* known, PyObject* given) {
+  if (known == given) return true;
+  if (known == nullptr || PyTuple_GET_SIZE(known) != PyTuple_GET_SIZE(given)) return false;
+  const auto* names = reinterpret_cast<PyTupleObject*>(known)->ob_item;
+  return std::equal(names, names + PyTuple_GET_SIZE(given),
+                    reinterpret_cast<PyTupleObject*>(given)->ob_item);
+}
+
 // The last call of a thread.
 struct Known {
   py::object function;
@@ -66,7 +77,8 @@ struct Known {
   py::object config;               // null: nothing is known
 
   bool is(PyObject* called, PyObject* const* args, py::ssize_t count, PyObject* given) const {
-    if (!config || function.ptr() != called || names.ptr() != given || positional != count ||
+    if (!config || function.ptr() != called || positional != count ||
+        !holds_same(names.ptr(), given) ||
         has_vhat != (count == kMostPositional && args[kMostPositional - 1] != Py_None)) {
       return false;
     }

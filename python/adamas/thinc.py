@@ -6,13 +6,21 @@ annotation here may be a string: confection reads them from the signature, to ch
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _core, _options
+from . import _core
 from . import _validation as validation
+from ._thinc_state import (
+    State,
+    averages_decay,
+    check_apart,
+    check_kind,
+    config_of,
+    real_of,
+    renamed,
+)
 from .functional import _update_any
 from .typing import FloatArray
 
@@ -36,58 +44,6 @@ Key = tuple[int, str]
 
 # thinc 9 calls its options with the step and the key, thinc 8 stores numbers.
 _CALLS_SCHEDULES = hasattr(_host.Optimizer, "step")
-
-# The largest decay of `averages`.
-_MOST_DECAY = 0.9999
-
-# What thinc calls the arguments in messages of adamas.
-_NAMES = {
-    "params[0]": "weights",
-    "grads[0]": "gradient",
-    "moment1[0]": "mom1",
-    "moment2[0]": "mom2",
-    "ema[0]": "averages",
-    "learning_rate": "learn_rate",
-    "weight_decay": "L2",
-}
-
-
-@lru_cache(maxsize=4096)
-def _config(
-    beta1: float,
-    beta2: float,
-    eps: float,
-    grad_clip: float,
-    shrinks: bool,
-    ema_decay: float | None,
-    num_threads: int | None,
-) -> _core.AdamConfig:
-    """Return the options of a step, checked; the same for all keys that are as old."""
-    config = _core.AdamConfig()
-    config.epsilon_placement = _core.EpsilonPlacement.inside
-    config.clip_per_array = config.clip_after_decay = config.allow_zero = True
-    config.decoupled_weight_decay = shrinks
-    config.beta1 = _options.decay_rate("beta1", beta1, allow_zero=False)
-    config.beta2 = _options.decay_rate("beta2", beta2, allow_zero=False)
-    config.eps = _options.eps("eps", eps, allow_zero=True)
-    config.max_grad_norm = _options.max_grad_norm("grad_clip", grad_clip or None)
-    if ema_decay is not None:
-        config.ema_decay = ema_decay
-    if num_threads is not None:
-        config.num_threads = num_threads
-    return config
-
-
-class _State:
-    """The moments of one key: thinc's flat arrays, and views of them in the weights' shape."""
-
-    __slots__ = ("flat1", "flat2", "moment1", "moment2")
-
-    def __init__(self, flat1: FloatArray, flat2: FloatArray, shape: tuple[int, ...]) -> None:
-        self.flat1 = flat1
-        self.flat2 = flat2
-        self.moment1 = flat1.reshape(shape)
-        self.moment2 = flat2.reshape(shape)
 
 
 class Optimizer(_host.Optimizer):
@@ -144,14 +100,15 @@ class Optimizer(_host.Optimizer):
     >>> from adamas.thinc import Optimizer
     >>> optimizer = Optimizer(0.1, use_averages=False)
     >>> weights, gradient = np.ones(3, np.float32), np.full(3, 0.5, np.float32)
-    >>> optimizer((0, "W"), weights, gradient)
+    >>> weights, gradient = optimizer((0, "W"), weights, gradient)
+    >>> weights.round(3), gradient
     (array([0.9, 0.9, 0.9], dtype=float32), array([0., 0., 0.], dtype=float32))
     """
 
     __slots__ = ("_states", "num_threads")
 
     num_threads: int | None
-    _states: dict[Key, _State]
+    _states: dict[Key, State]
 
     def __init__(
         self,
@@ -226,7 +183,7 @@ class Optimizer(_host.Optimizer):
             )
             return updated
         if type(weights) is not np.ndarray or type(gradient) is not np.ndarray:
-            _check_kind(weights, gradient)
+            check_kind(weights, gradient)
         if gradient.size:
             if not gradient.flags.writeable:
                 raise ValueError(f"gradient must be writable, for it is set to zero (key {key!r})")
@@ -269,11 +226,10 @@ class Optimizer(_host.Optimizer):
         if averages is not None:
             average = averages.get(key)
             if average is None:
-                average, is_kept = np.zeros(weights.shape, _real(weights)), False
-            updates = steps[0] + 1
-            kept_decay = min((1.0 + updates) / (10.0 + updates), _MOST_DECAY)
+                average, is_kept = np.zeros(weights.shape, real_of(weights)), False
+            kept_decay = averages_decay(steps[0] + 1)
         call = (
-            _config(beta1, beta2, eps, grad_clip, shrinks, kept_decay, self.num_threads),
+            config_of(beta1, beta2, eps, grad_clip, shrinks, kept_decay, self.num_threads),
             (weights,),
             (gradient,),
             ((state.moment1,), (state.moment2,), None, None, (average,), None)
@@ -286,6 +242,7 @@ class Optimizer(_host.Optimizer):
             None,
         )
         if _core.update(*call) is NotImplemented:
+            check_apart(weights, gradient)
             _update_any(*call)
         self.nr_update[key] = steps[0]
         if is_kept:
@@ -295,20 +252,13 @@ class Optimizer(_host.Optimizer):
         if averages is not None:
             averages[key] = average
 
-    def _state_of(self, key: Key, weights: FloatArray) -> tuple[_State, bool]:
+    def _state_of(self, key: Key, weights: FloatArray) -> tuple[State, bool]:
         """Return the moments of a key, and whether they are kept already."""
         flat1, flat2 = self.mom1.get(key), self.mom2.get(key)
         state = self._states.get(key)
-        if (
-            state is not None
-            and state.flat1 is flat1
-            and state.flat2 is flat2
-            and state.moment1.shape == weights.shape
-        ):
+        if state is not None and state.belongs_to(flat1, flat2, weights):
             return state, True
-        return _State(
-            _flat("mom1", flat1, weights), _flat("mom2", flat2, weights), weights.shape
-        ), False
+        return State(flat1, flat2, weights), False
 
     def _make_step_of_any(
         self,
@@ -319,23 +269,18 @@ class Optimizer(_host.Optimizer):
         rates: tuple[float, ...],
     ) -> None:
         """Make a step on arrays that `_make_step` has refused, or say what is wrong."""
-        if gradient.shape != weights.shape and gradient.size == weights.size:
-            gradient = gradient.reshape(weights.shape)
-        used = weights
-        if not weights.flags.c_contiguous:  # thinc's order of moments is C's
-            if np.shares_memory(weights, gradient):
-                raise ValueError(f"gradient must not share memory with weights (key {key!r})")
-            used = np.ascontiguousarray(weights)
-        if not weights.flags.writeable:
-            raise ValueError(f"weights must be writable (key {key!r})")
         try:
+            check_apart(weights, gradient)
+            if not weights.flags.writeable:
+                raise ValueError("weights must be writable")
+            if gradient.shape != weights.shape and gradient.size == weights.size:
+                gradient = gradient.reshape(weights.shape)
+            is_laid_out = weights.flags.c_contiguous  # as the moments are, in thinc too
+            used = weights if is_laid_out else np.ascontiguousarray(weights)
             self._make_step(key, used, gradient, lr_scale, tuple(map(float, rates)))
         except (TypeError, ValueError) as error:
-            text = str(error)
-            for name, own in _NAMES.items():
-                text = text.replace(name, own)
-            raise type(error)(f"{text} (key {key!r})") from None
-        if used is not weights:
+            raise renamed(error, key) from None
+        if not is_laid_out:
             weights[...] = used
 
     def __getstate__(self) -> dict[str, Any]:
@@ -407,33 +352,3 @@ def Adam(  # noqa: N802
         use_averages=use_averages,
         num_threads=num_threads,
     )
-
-
-def _real(weights: FloatArray) -> type[np.floating[Any]]:
-    """Return the type of the state of weights."""
-    return np.float64 if weights.dtype == np.float64 else np.float32
-
-
-def _flat(name: str, kept: FloatArray | None, weights: FloatArray) -> FloatArray:
-    """Return a flat moment: the one that is kept, or zeros."""
-    if kept is None:
-        return np.zeros(weights.size, _real(weights))
-    if type(kept) is not np.ndarray:
-        raise TypeError(f"{name} must be a NumPy array, got {type(kept).__name__}")
-    if kept.size != weights.size or not kept.flags.c_contiguous:
-        raise ValueError(
-            f"{name} must be contiguous and have the {weights.size} elements of weights, "
-            f"got shape {kept.shape}"
-        )
-    return kept
-
-
-def _check_kind(weights: Any, gradient: Any) -> None:
-    """Refuse what is no array of NumPy."""
-    for name, array in (("weights", weights), ("gradient", gradient)):
-        if not isinstance(array, np.ndarray):
-            raise TypeError(
-                f"{name} must be a NumPy array, got {type(array).__module__}."
-                f"{type(array).__qualname__}: adamas.Adam.v1 trains on the CPU; on a GPU use "
-                'thinc\'s "Adam.v1"'
-            )

@@ -19,6 +19,7 @@ thinc = pytest.importorskip("thinc.api", reason="thinc is not installed")
 from thinc import optimizers as host  # noqa: E402
 
 import adamas.thinc  # noqa: E402
+from adamas._thinc_state import config_of  # noqa: E402
 
 NEWER = hasattr(host.Optimizer, "step")  # thinc 9, which calls schedules
 STEPS = 30
@@ -469,6 +470,12 @@ def test_threads_of_a_large_array(threads):
     assert results[0] == results[1]
 
 
+def test_the_number_of_threads_reaches_the_step():
+    """No result tells it."""
+    rates = (0.9, 0.999, 1e-8, 1.0, True, None)
+    assert [config_of(*rates, number).num_threads for number in (3, None)] == [3, 0]
+
+
 def test_calls_of_many_threads():
     results = []
     for together in (True, False):
@@ -528,6 +535,11 @@ BAD_ARRAYS = {
     "read-only gradient": (lambda w, g: (w, read_only(g)), ValueError, "gradient must be writable"),
     "one array": (lambda w, _: (w, w), ValueError, "gradient"),
     "one array, strided": (lambda w, _: (w[:, ::2], w[:, ::2]), ValueError, "share memory"),
+    "one buffer, a strided gradient": (
+        lambda w, _: (w.reshape(-1)[:3], w.reshape(-1)[::2]),
+        ValueError,
+        "share memory",
+    ),
     "other byte order": (lambda w, g: (w.astype(">f4"), g), TypeError, "weights must"),
 }
 
