@@ -28,6 +28,8 @@ WANTED = (
     "adamas/lib/libadamas.so",
     "adamas/py.typed",
 )
+# What those need who look into a wheel before they install it.
+WANTED_OF_METADATA = (".dist-info/licenses/LICENSE", ".dist-info/sboms/adamas.cdx.json")
 
 
 def run(*command: object, **options: object) -> None:
@@ -64,6 +66,9 @@ def inspect(wheel: Path) -> None:
     """Print what the wheel holds; end if something is missing or was added by the repair."""
     members = {info.filename: info for info in ZipFile(wheel).infolist()}
     missing = [name for name in WANTED if name not in members]
+    missing += [
+        end for end in WANTED_OF_METADATA if not any(name.endswith(end) for name in members)
+    ]
     foreign = [name for name in members if name.startswith("adamas.libs/")]
     if missing or foreign or "-manylinux_" not in wheel.name:
         sys.exit(f"make_wheel: {wheel.name} is wrong: missing {missing}, foreign {foreign}")
