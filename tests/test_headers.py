@@ -22,7 +22,7 @@ PROGRAM = """
 
 struct Half { std::uint16_t bits; };
 template <>
-struct adamas::DTypeOf<Half> { static constexpr DType value = DType::float16; };
+struct adamas::DTypeOf<Half> { static constexpr DType kValue = DType::float16; };
 
 #define CHECK(condition) if (!(condition)) return __LINE__
 

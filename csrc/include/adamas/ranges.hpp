@@ -32,28 +32,28 @@ namespace adamas {
 //
 //   template <>
 //   struct adamas::DTypeOf<Half> {
-//     static constexpr DType value = DType::float16;
+//     static constexpr DType kValue = DType::float16;
 //   };
 template <class T>
 struct DTypeOf {};
 template <>
 struct DTypeOf<float> {
-  static constexpr DType value = DType::float32;
+  static constexpr DType kValue = DType::float32;
 };
 template <>
 struct DTypeOf<double> {
-  static constexpr DType value = DType::float64;
+  static constexpr DType kValue = DType::float64;
 };
 #ifdef __STDCPP_FLOAT16_T__
 template <>
 struct DTypeOf<std::float16_t> {
-  static constexpr DType value = DType::float16;
+  static constexpr DType kValue = DType::float16;
 };
 #endif
 #ifdef __STDCPP_BFLOAT16_T__
 template <>
 struct DTypeOf<std::bfloat16_t> {
-  static constexpr DType value = DType::bfloat16;
+  static constexpr DType kValue = DType::bfloat16;
 };
 #endif
 
@@ -95,7 +95,7 @@ struct HasView<Range, std::void_t<decltype(detail::view_of(std::declval<Range&>(
 template <class T, class = void>
 struct HasDType : std::false_type {};
 template <class T>
-struct HasDType<T, std::void_t<decltype(DTypeOf<T>::value)>> : std::true_type {};
+struct HasDType<T, std::void_t<decltype(DTypeOf<T>::kValue)>> : std::true_type {};
 
 // Whether elements may outlive the range: one that owns them has const ones if it is const.
 template <class Range>
@@ -121,7 +121,7 @@ constexpr DType dtype_of() {
   static_assert(HasDType<Plain>::value,
                 "adamas: elements must be float, double or a type for which adamas::DTypeOf is "
                 "specialised");
-  return DTypeOf<Plain>::value;
+  return DTypeOf<Plain>::kValue;
 }
 
 }  // namespace detail
