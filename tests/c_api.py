@@ -115,6 +115,7 @@ def library():
         "decode_moment": (Status, (optimizer, c_int32, size, c_void_p)),
         "save": (Status, (optimizer, c_void_p, size, POINTER(Counters))),
         "load": (Status, (optimizer, c_void_p, size, POINTER(Counters))),
+        "clone": (Status, (optimizer, c_void_p, size, POINTER(c_void_p))),
         "scale_block": (c_int64, (optimizer, size)),
         "state_nbytes": (c_size_t, (optimizer,)),
         "read_device": (Status, (optimizer, c_void_p, c_void_p, size)),
@@ -200,6 +201,13 @@ class Optimizer:
             listed += array_of(groups), len(groups)
         made = call("create_groups" if groups else "create", byref(config), *listed, self.handle)
         self.check(made)
+
+    def clone(self, parameters):
+        clone = object.__new__(Optimizer)
+        clone.handle = c_void_p()
+        clone.parameters = parameters
+        self.call("clone", array_of(parameters), len(parameters), clone.handle)
+        return clone
 
     def __del__(self):
         call("destroy", self.handle)

@@ -183,16 +183,27 @@ def test_the_programs_in_c_and_cpp(language, code, printed, tmp_path):
 
 TARGETS = set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE))
 EXTRAS = set(re.findall(r"^(\w+) = \[", text_of("pyproject.toml"), re.MULTILINE))
-CMAKE_COMMANDS = ("find_package(adamas ", "target_link_libraries(")
+CMAKE_COMMANDS = (
+    *("find_package(adamas ", "target_link_libraries(", "add_subdirectory(adamas)"),
+    *(
+        "include(FetchContent)",
+        "FetchContent_Declare(adamas ",
+        "FetchContent_MakeAvailable(adamas)",
+    ),
+)
+COMPILERS = ("cc", "c++", "rustc", "export")  # of programs of the reader's
 
 
 def check_command(command):
     """Check that what a command names is there."""
+    for inner in re.findall(r"\$\((python [^)]*)\)", command):
+        check_command(inner)
     words = [word for word in command.split(" ") if not re.match(r"[A-Z_]+=", word)]
     if words[0] == "make":
         assert words[1] in TARGETS, command
     elif words[:3] == ["python", "-m", "adamas"]:
-        options = {"--cmake-dir", "--include-dir", "--library", "bench"}
+        options = {"--cmake-dir", "--pkg-config-dir", "--include-dir", "--library", "bench"}
+        options |= {"--cflags", "--ldflags"}
         assert set(words[3:]) <= options, command
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file(), command
@@ -201,7 +212,10 @@ def check_command(command):
         assert extra is None or extra[1] in EXTRAS, command
     elif words[0] == "cmake":
         used = set(re.findall(r"-D(ADAMAS_\w+)", command))
-        assert used <= {"ADAMAS_PYTHON", "ADAMAS_CUDA"}, command
+        assert used <= {"ADAMAS_PYTHON", "ADAMAS_CUDA", "ADAMAS_STATIC"}, command
+    elif words[0] in COMPILERS:
+        for path in re.findall(r"\bexamples/[\w./]+", command):
+            assert (ROOT / path).is_file(), command
     else:
         assert (ROOT / words[0]).is_file(), f"unknown command: {command}"
 

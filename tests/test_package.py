@@ -63,7 +63,7 @@ def installed(kind):
     """Build the library without Python and install it; return the folder of the CMake package."""
     folder = ROOT / "build/package" / kind  # kept, so that the next time is short
     shared = "ON" if kind == "shared" else "OFF"
-    options = ("-DADAMAS_PYTHON=OFF", "-DADAMAS_CUDA=OFF", f"-DBUILD_SHARED_LIBS={shared}")
+    options = ("-DADAMAS_CUDA=OFF", f"-DBUILD_SHARED_LIBS={shared}")
 
     def install():
         shutil.rmtree(folder / "prefix", ignore_errors=True)
@@ -279,21 +279,6 @@ def test_other_versions_are_refused(wanted, tmp_path):
     assert "compatible with requested version" in " ".join(done.stderr.split())
 
 
-def test_a_project_may_contain_the_sources(tmp_path):
-    """add_subdirectory gives the same target, and installs for the project."""
-    (tmp_path / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.18)\nproject(host CXX)\n"
-        "set(ADAMAS_PYTHON OFF)\nset(ADAMAS_CUDA OFF)\n"
-        f"add_subdirectory({ROOT} adamas)\n"
-        "add_library(user SHARED user.cpp)\ntarget_link_libraries(user PRIVATE adamas::adamas)\n"
-    )
-    (tmp_path / "user.cpp").write_text("#include <adamas/adamas.hpp>\n")
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
-        pytest.skip("there is no C++ compiler")
-    run(tool("cmake"), "-S", tmp_path, "-B", tmp_path / "build")
-    run(tool("cmake"), "--build", tmp_path / "build", "--target", "help")
-
-
 # PoolLease is for adamas._core alone.
 CLASSES = "Optimizer|AdamUpdate|cpu::PoolLease|core::Internals"
 API = rf"(adamas::\w+\(|adamas::({CLASSES})::~?\w+\(|adamas_\w+$)"
@@ -325,7 +310,9 @@ def test_a_program_that_links_the_library_and_runs_python():
     assert done.stdout.splitlines() == [str(path), repr(1 - 1e-3 / (1 + 1e-8))], done.stderr
 
 
-@pytest.mark.parametrize("option", ["--cmake-dir", "--include-dir", "--library"])
+@pytest.mark.parametrize(
+    "option", ["--cmake-dir", "--pkg-config-dir", "--include-dir", "--library"]
+)
 def test_python_says_where_the_files_are(option):
     done = run_python("-m", "adamas", option)
     package = Path(adamas.__file__).parent
@@ -336,6 +323,7 @@ def test_python_says_where_the_files_are(option):
     path = Path(done.stdout.rstrip("\n"))
     assert path.is_relative_to(package)
     wanted = {"--cmake-dir": "adamasConfig.cmake", "--include-dir": "adamas/adamas.h"}
+    wanted["--pkg-config-dir"] = "adamas.pc"
     assert (path / wanted.get(option, "")).exists()
     if option == "--library":
         assert path == library_path()

@@ -437,6 +437,18 @@ Status load(adamas_optimizer* optimizer, const adamas_array_copy* from, std::siz
   return optimizer->native->load(copies, wanted);
 }
 
+Status clone(const adamas_optimizer* optimizer, const adamas_parameter* parameters,
+             std::size_t count, adamas_optimizer** clone) {
+  if (optimizer == nullptr) return bad(kNoOptimizer);
+  if (clone == nullptr) return bad("a pointer is null");
+  Specs specs;
+  Status status = specs.read(parameters, count, nullptr, 0);
+  auto made = std::make_unique<adamas_optimizer>();
+  if (status.ok()) status = optimizer->native->clone(specs.parameters, &made->native);
+  if (status.ok()) *clone = made.release();
+  return status;
+}
+
 // Calls `function(native, rates)`.
 template <class Function>
 adamas_status with_rates(adamas_optimizer* optimizer, const adamas_rates* given, std::size_t count,
@@ -622,6 +634,11 @@ adamas_status adamas_save(const adamas_optimizer* optimizer, const adamas_array_
 adamas_status adamas_load(adamas_optimizer* optimizer, const adamas_array_copy* from, size_t count,
                           const adamas_counters* counters) {
   return c::guarded([&] { return c::load(optimizer, from, count, counters); });
+}
+
+adamas_status adamas_clone(const adamas_optimizer* optimizer, const adamas_parameter* parameters,
+                           size_t count, adamas_optimizer** clone) {
+  return c::guarded([&] { return c::clone(optimizer, parameters, count, clone); });
 }
 
 int64_t adamas_scale_block(const adamas_optimizer* optimizer, size_t index) {

@@ -1,5 +1,5 @@
 // What the public optimizer is made of, for the files that define its members: optimizer.cpp (the
-// steps) and state_copies.cpp (saving and loading).
+// steps) and those named below.
 #pragma once
 
 #include <memory>
@@ -60,6 +60,12 @@ struct Optimizer::Impl {
   Status check_copies(Span<const ArrayCopy> copies) const noexcept;
   Status check_load(Span<const ArrayCopy> from, const Counters& wanted,
                     Span<const std::int64_t> steps) const noexcept;
+
+  // clone.cpp
+  Status check_clone(Span<const ParameterSpec> parameters) const noexcept;
+  Status copy_state_to(Impl* clone) const;
+  Status clone(Span<const ParameterSpec> parameters, std::unique_ptr<Optimizer>* clone,
+               Span<void* const> after) const;
 
   core::Options options;
   std::unique_ptr<core::Engine> engine;  // first, so that it goes last: it owns the state

@@ -1,6 +1,7 @@
 """Say what was built, what this machine has and what will be used: ``python -m adamas``.
 
-``python -m adamas --cmake-dir`` and its like say where the files for C and C++ are.
+``python -m adamas --cmake-dir`` and its like say where the files for C and C++ are;
+``c++ program.cpp $(python -m adamas --cflags --ldflags)`` builds a program with them.
 ``python -m adamas bench`` measures how fast a step is here.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,6 +22,7 @@ _HERE = Path(__file__).resolve().parent
 # What of the package C and C++ need, by option; the library is named with its version.
 _NATIVE_FILES = {
     "--cmake-dir": ("lib/cmake/adamas", "the folder for CMake's adamas_DIR"),
+    "--pkg-config-dir": ("lib/pkgconfig", "the folder for PKG_CONFIG_PATH"),
     "--include-dir": ("include", "the folder of the headers, for -I"),
     "--library": ("lib/libadamas.so.*", "the shared library, for ctypes and other languages"),
 }
@@ -73,24 +76,62 @@ def native_file(pattern: str) -> Path:
     return found[0]
 
 
-def main() -> None:
-    """Print the report, or the path that was asked for; or measure."""
-    if sys.argv[1:2] == ["bench"]:
-        _bench.main(sys.argv[2:])
-        return
+def compiler_flags(*, cflags: bool, ldflags: bool) -> str:
+    """Return what a compiler is given for a program over the installed library, for a shell.
+
+    The program finds the library by its run path, wherever the package is installed.
+
+    Parameters
+    ----------
+    cflags, ldflags : bool
+        Whether what compiling needs is among it, and what linking needs.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the package is used from the source tree, which holds none of it.
+    """
+    flags = []
+    if cflags:
+        flags.append(f"-I{native_file('include')}")
+    if ldflags:
+        folder = native_file("lib/libadamas.so").parent
+        flags += [f"-L{folder}", "-ladamas", f"-Wl,-rpath,{folder}"]
+    return shlex.join(flags)
+
+
+def _arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="python -m adamas", description=__doc__)
     asked = parser.add_mutually_exclusive_group()
     for option, (pattern, text) in _NATIVE_FILES.items():
         asked.add_argument(
             option, action="store_const", dest="pattern", const=pattern, help=f"print {text}"
         )
-    pattern = parser.parse_args().pattern
-    if pattern is None:
+    parser.add_argument("--cflags", action="store_true", help="print what a compiler needs")
+    parser.add_argument(
+        "--ldflags", action="store_true", help="print what a linker needs, and a program to run"
+    )
+    given = parser.parse_args()
+    if given.pattern is not None and (given.cflags or given.ldflags):
+        parser.error("--cflags and --ldflags go with each other only")
+    return parser, given
+
+
+def main() -> None:
+    """Print the report, or the path or flags that were asked for; or measure."""
+    if sys.argv[1:2] == ["bench"]:
+        _bench.main(sys.argv[2:])
+        return
+    parser, given = _arguments()
+    if given.pattern is None and not (given.cflags or given.ldflags):
         for label, text in report():
             print(f"{label:<16}{text}")
         return
     try:
-        print(native_file(pattern))
+        if given.pattern is None:
+            print(compiler_flags(cflags=given.cflags, ldflags=given.ldflags))
+        else:
+            print(native_file(given.pattern))
     except FileNotFoundError as error:
         parser.exit(1, f"{error}\n")
 

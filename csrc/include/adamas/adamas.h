@@ -3,7 +3,8 @@
  * The functions are those of the C++ API, whose headers say more: optimizer.hpp on steps and state,
  * update.hpp on steps without an optimizer, types.hpp on options, NUMERICS.md on what is computed.
  * In the order below: create, groups, add; steps, of accumulated gradients and in parts; counters
- * and steps of parameters; state, saved and loaded; devices; adamas_update; what this machine has.
+ * and steps of parameters; state, saved, loaded, cloned; devices; adamas_update; what this machine
+ * has.
  *
  *   - A function that can fail returns an adamas_status.  After a failure nothing has changed.
  *   - Options are structs that an adamas_..._init function fills first.  It writes struct_size, so
@@ -314,6 +315,13 @@ ADAMAS_API adamas_status adamas_save(const adamas_optimizer* optimizer, const ad
                                      size_t count, adamas_counters* counters);
 ADAMAS_API adamas_status adamas_load(adamas_optimizer* optimizer, const adamas_array_copy* from,
                                      size_t count, const adamas_counters* counters);
+
+/* A second optimizer, over `parameters` of its own, which are like those of the first in all but
+ * memory and device.  It has the same options, counters and steps, and copies of the state; the
+ * values of the parameters are the caller's to copy. */
+ADAMAS_API adamas_status adamas_clone(const adamas_optimizer* optimizer,
+                                      const adamas_parameter* parameters, size_t count,
+                                      adamas_optimizer** clone);
 
 /* How many elements share a scale (ADAMAS_STATE_INT8), else 0. */
 ADAMAS_API int64_t adamas_scale_block(const adamas_optimizer* optimizer, size_t index);

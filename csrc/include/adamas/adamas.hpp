@@ -9,7 +9,8 @@
 //   types.hpp      options, parameters, gradients and rates: plain data
 //   optimizer.hpp  Optimizer: steps, whole, in parts or of accumulated gradients; what can change
 //                  between them (groups, steps of parameters, memory, more parameters); its state,
-//                  saved and loaded
+//                  saved, loaded and cloned
+//   ranges.hpp     parameters and gradients of vectors, arrays and spans
 //   update.hpp     AdamUpdate: steps without an optimizer, over state that you keep
 //   schedule.hpp   rates as functions of the step
 //   system.hpp     instruction sets, threads, devices
@@ -64,10 +65,14 @@
 //   }
 #pragma once
 
+#include "adamas/cpp17.hpp"
+#if __cplusplus >= 201703L  // else that is the only error
 #include "adamas/optimizer.hpp"
+#include "adamas/ranges.hpp"
 #include "adamas/schedule.hpp"
 #include "adamas/span.hpp"
 #include "adamas/status.hpp"
 #include "adamas/system.hpp"
 #include "adamas/types.hpp"
 #include "adamas/update.hpp"
+#endif

@@ -172,6 +172,15 @@ class ADAMAS_API Optimizer {
   Status load(Span<const ArrayCopy> from, const Counters& counters,
               Span<const std::int64_t> steps = {}) noexcept;
 
+  // A second optimizer, over parameters of its own: copies of the model, each like the one at its
+  // position here in all but memory and device.  It has the same options, groups, counters and
+  // steps, and copies of the state (written to ParameterSpec::states, where the caller brings any),
+  // so that both go on with the same bits if the values of the parameters are the same, which are
+  // left as they are; neither sees the other any more.  A parameter's array may be the original's
+  // own; state and deltas may not.  Refused as save() is.  `after`: as in create().
+  Status clone(Span<const ParameterSpec> parameters, std::unique_ptr<Optimizer>* clone,
+               Span<void* const> after = {}) const noexcept;
+
   // Writes a moment of parameter i as float32 to `values`, whatever its format.
   Status decode_moment(StateKind kind, std::size_t i, float* values) const noexcept;
 

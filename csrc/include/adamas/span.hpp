@@ -5,6 +5,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "adamas/cpp17.hpp"
+
 namespace adamas {
 
 template <class T>
@@ -19,6 +21,10 @@ struct Span {
   template <class Container, class = std::enable_if_t<std::is_convertible_v<
                                  decltype(std::declval<Container&>().data()), T*>>>
   constexpr Span(Container&& items) : data(items.data()), size(items.size()) {}
+
+  // An array of C.
+  template <std::size_t count>
+  constexpr Span(T (&items)[count]) : data(items), size(count) {}
 
   constexpr T* begin() const { return data; }
   constexpr T* end() const { return data + size; }

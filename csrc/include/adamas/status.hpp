@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "adamas/cpp17.hpp"
+
 namespace adamas {
 
 enum class StatusCode : std::uint8_t {

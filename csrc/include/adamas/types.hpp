@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <iterator>
 
+#include "adamas/cpp17.hpp"
+
 namespace adamas {
 
 // Element types of parameters and gradients.
