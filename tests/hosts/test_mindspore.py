@@ -512,6 +512,18 @@ def test_a_checkpoint_of_half_precision_comes_from_nn_adam():
     assert own.global_step.asnumpy().tolist() == [4]
 
 
+def test_a_checkpoint_of_half_precision_goes_to_nn_adam():
+    own = adamas.mindspore.Adam(parameters(ms.float16), **NUMBERS)
+    for step in range(3):
+        own(gradients(step, ms.float16))
+    ms.save_checkpoint(own, "half.ckpt")
+    host = nn.Adam(parameters(ms.float16), **NUMBERS)
+    assert ms.load_param_into_net(host, ms.load_checkpoint("half.ckpt")) == ([], [])
+    for mine, theirs in zip(own.moment2, host.moment2, strict=True):
+        assert theirs.dtype == ms.float16
+        np.testing.assert_array_equal(theirs.asnumpy(), mine.asnumpy().astype(np.float16))
+
+
 # Sparse gradients
 
 
@@ -956,13 +968,14 @@ def test_parameters_of_integers():
         optimizer((Tensor(np.ones(3, np.float32)),))
 
 
-def test_graphs():
+@pytest.mark.parametrize("capture_mode", ["ast", "bytecode"])
+def test_graphs(capture_mode):
     optimizer = adamas.mindspore.Adam(parameters())
     optimizer(gradients(0))
     before = held(optimizer)
     grads = gradients(1)
 
-    @ms.jit
+    @ms.jit(capture_mode=capture_mode)
     def step(first, second, third, fourth, fifth):
         return optimizer((first, second, third, fourth, fifth))
 
