@@ -1,5 +1,6 @@
 """adamas.mindspore beside mindspore.nn: steps, moving memory, checkpoints, training, refusals."""
 
+import doctest
 import inspect
 import itertools
 import threading
@@ -336,6 +337,31 @@ def test_new_values_between_two_steps(move, what):
         optimizer(gradients(step))
         step_twin(gradients(step))
     same_bits(optimizer, twin)
+
+
+def test_parameters_that_are_parts_of_tensors():
+    """Their asnumpy() is a copy."""
+    whole = Tensor(np.arange(60, dtype=np.float32).reshape(5, 12)) + 0
+    before = whole.asnumpy().copy()
+    param = Parameter(Tensor(np.zeros((2, 12), np.float32)), name="weight")
+    optimizer = adamas.mindspore.Adam([param], **NUMBERS)
+    param.set_data(whole[1:3])
+    assert param.asnumpy().ctypes.data != param.data_ptr()  # or there is nothing to test
+    for _ in range(2):
+        optimizer((Tensor(np.ones((2, 12), np.float32)),))
+    changed = (whole.asnumpy() != before).all(axis=1)
+    assert changed.tolist() == [False, True, True, False, False]
+    np.testing.assert_array_equal(param.asnumpy(), whole.asnumpy()[1:3])
+    np.testing.assert_allclose(param.asnumpy(), before[1:3] - 0.026, rtol=1e-4)
+
+
+def test_parameters_with_gaps():
+    param = Parameter(Tensor(np.zeros((5, 3), np.float32)), name="weight")
+    optimizer = adamas.mindspore.Adam([param], **NUMBERS)
+    param.set_data((Tensor(np.ones((5, 6), np.float32)) + 0)[:, ::2])
+    if param.is_contiguous():
+        pytest.skip("MindSpore has copied")
+    refused(optimizer, (Tensor(np.ones((5, 3), np.float32)),), ValueError, "without gaps")
 
 
 def test_old_memory_is_left_alone():
@@ -843,6 +869,16 @@ def test_the_signature_is_that_of_the_host():
     for name, wanted in others.items():
         if name != "self":
             assert (own[name].default, own[name].kind) == (wanted.default, wanted.kind)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_the_examples_of_the_reference(name):
+    found = doctest.DocTestFinder().find(getattr(adamas.mindspore, name), name, False, globs={})
+    runner = doctest.DocTestRunner()
+    examples = [test for test in found if test.examples]
+    assert examples
+    for example in examples:
+        assert runner.run(example).failed == 0
 
 
 # Refusals
