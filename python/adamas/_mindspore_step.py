@@ -182,7 +182,8 @@ def _memory(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Float
     """Return an array over memory that a tensor holds, without keeping it alive."""
     nbytes = math.prod(shape) * dtype.itemsize
     memory: Any = (ctypes.c_char * nbytes).from_address(address)
-    return np.ndarray(shape, dtype, memory)
+    array: FloatArray = np.ndarray(shape, dtype, memory)
+    return array
 
 
 class _Place:
