@@ -56,10 +56,10 @@ def _is_power(power: float, beta: np.float32, steps: int) -> bool:
 
 
 def _last_product(beta: np.float32, steps: int) -> np.float32:
-    product = np.float32(1.0)
+    product: np.float32 = np.float32(1.0)
     while steps > 0 and product > _NOTHING:
         count = min(steps, _CHUNK)
-        product = _products(product, beta, count)[-1]
+        product = np.float32(_products(product, beta, count)[-1])
         steps -= count
     return product
 

@@ -9,6 +9,7 @@ for the operations that MindSpore has queued, which must not see half of an upda
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -117,13 +118,15 @@ class _Bound:
     def _array(self, tensor: Any) -> FloatArray:
         """Return the memory of a tensor, and remember where it is."""
         array: FloatArray = tensor.asnumpy()
-        address = array.__array_interface__["data"][0]
-        if address != tensor.data_ptr():
-            raise ValueError(
-                f"{tensor.name!r} must lie in CPU memory without gaps, but its asnumpy() is a "
-                "copy, in which an update would be lost; give it memory of its own, by "
-                "set_data(Tensor(...))"
-            )
+        address = tensor.data_ptr()
+        if address != array.__array_interface__["data"][0]:  # a copy, as of parts of tensors
+            if not tensor.is_contiguous():
+                raise ValueError(
+                    f"{tensor.name!r} must fill its memory without gaps, in the order of its axes: "
+                    "an update of a copy would be lost; give it memory of its own, by "
+                    "set_data(tensor.contiguous())"
+                )
+            array = _memory(address, array.shape, array.dtype)
         self._tensors.append(tensor)
         self._addresses.append(address)
         return array
@@ -175,6 +178,14 @@ class _Bound:
         ]
 
 
+def _memory(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
+    """Return an array over memory that a tensor holds, without keeping it alive."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    memory: Any = (ctypes.c_char * nbytes).from_address(address)
+    array: FloatArray = np.ndarray(shape, dtype, memory)
+    return array
+
+
 class _Place:
     """Where the gradient of a parameter was last.
 
@@ -183,13 +194,12 @@ class _Place:
     It keeps no memory alive, and is read only while its gradient lives.
     """
 
-    __slots__ = ("_address", "_array", "_dtype", "_item", "_nbytes", "_shape")
+    __slots__ = ("_address", "_array", "_dtype", "_item", "_shape")
 
     def __init__(self, dtype: Any, parameter: FloatArray) -> None:
         self._dtype = dtype
         self._shape = parameter.shape
         self._item = parameter.dtype
-        self._nbytes = parameter.nbytes
         self._address = 0
         self._array: FloatArray = parameter
 
@@ -205,8 +215,7 @@ class _Place:
             array: FloatArray = grad.asnumpy()  # which copies what has gaps
             return array
         if address != self._address:
-            memory: Any = (ctypes.c_char * self._nbytes).from_address(address)
-            self._array = np.ndarray(self._shape, self._item, memory)
+            self._array = _memory(address, self._shape, self._item)
             self._address = address
         return self._array
 

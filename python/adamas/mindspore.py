@@ -203,14 +203,13 @@ class Adam(_Native):
 
     Examples
     --------
-    >>> import numpy as np  # doctest: +SKIP
-    >>> import mindspore  # doctest: +SKIP
-    >>> from adamas.mindspore import Adam  # doctest: +SKIP
-    >>> net = mindspore.nn.Dense(3, 1)  # doctest: +SKIP
-    >>> optimizer = Adam(net.trainable_params(), learning_rate=0.1)  # doctest: +SKIP
-    >>> loss = lambda x: net(x).sum()  # doctest: +SKIP
-    >>> grad = mindspore.grad(loss, None, optimizer.parameters)  # doctest: +SKIP
-    >>> optimizer(grad(mindspore.Tensor(np.ones((2, 3), np.float32))))  # doctest: +SKIP
+    >>> import numpy as np
+    >>> import mindspore
+    >>> from adamas.mindspore import Adam
+    >>> net = mindspore.nn.Dense(3, 1)
+    >>> optimizer = Adam(net.trainable_params(), learning_rate=0.1)
+    >>> grad = mindspore.grad(lambda x: net(x).sum(), None, optimizer.parameters)
+    >>> optimizer(grad(mindspore.Tensor(np.ones((2, 3), np.float32))))
     True
     """
 
@@ -294,10 +293,12 @@ class AdamWeightDecay(_Native):
 
     Examples
     --------
-    >>> import mindspore  # doctest: +SKIP
-    >>> from adamas.mindspore import AdamWeightDecay  # doctest: +SKIP
-    >>> net = mindspore.nn.Dense(3, 1)  # doctest: +SKIP
-    >>> optimizer = AdamWeightDecay(net.trainable_params(), weight_decay=0.01)  # doctest: +SKIP
+    >>> import mindspore
+    >>> from adamas.mindspore import AdamWeightDecay
+    >>> net = mindspore.nn.Dense(3, 1)
+    >>> optimizer = AdamWeightDecay(net.trainable_params(), weight_decay=0.01)
+    >>> optimizer([mindspore.ops.ones_like(param) for param in optimizer.parameters])
+    True
     """
 
     def __init__(

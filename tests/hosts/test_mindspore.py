@@ -1,5 +1,6 @@
 """adamas.mindspore beside mindspore.nn: steps, moving memory, checkpoints, training, refusals."""
 
+import doctest
 import inspect
 import itertools
 import threading
@@ -338,6 +339,31 @@ def test_new_values_between_two_steps(move, what):
     same_bits(optimizer, twin)
 
 
+def test_parameters_that_are_parts_of_tensors():
+    """Their asnumpy() is a copy."""
+    whole = Tensor(np.arange(60, dtype=np.float32).reshape(5, 12)) + 0
+    before = whole.asnumpy().copy()
+    param = Parameter(Tensor(np.zeros((2, 12), np.float32)), name="weight")
+    optimizer = adamas.mindspore.Adam([param], **NUMBERS)
+    param.set_data(whole[1:3])
+    assert param.asnumpy().ctypes.data != param.data_ptr()  # or there is nothing to test
+    for _ in range(2):
+        optimizer((Tensor(np.ones((2, 12), np.float32)),))
+    changed = (whole.asnumpy() != before).all(axis=1)
+    assert changed.tolist() == [False, True, True, False, False]
+    np.testing.assert_array_equal(param.asnumpy(), whole.asnumpy()[1:3])
+    np.testing.assert_allclose(param.asnumpy(), before[1:3] - 0.026, rtol=1e-4)
+
+
+def test_parameters_with_gaps():
+    param = Parameter(Tensor(np.zeros((5, 3), np.float32)), name="weight")
+    optimizer = adamas.mindspore.Adam([param], **NUMBERS)
+    param.set_data((Tensor(np.ones((5, 6), np.float32)) + 0)[:, ::2])
+    if param.is_contiguous():
+        pytest.skip("MindSpore has copied")
+    refused(optimizer, (Tensor(np.ones((5, 3), np.float32)),), ValueError, "without gaps")
+
+
 def test_old_memory_is_left_alone():
     optimizer = adamas.mindspore.Adam(parameters())
     optimizer(gradients(0))
@@ -510,6 +536,18 @@ def test_a_checkpoint_of_half_precision_comes_from_nn_adam():
         np.testing.assert_array_equal(mine.asnumpy(), theirs.asnumpy().astype(np.float32))
     own(gradients(3, ms.float16))
     assert own.global_step.asnumpy().tolist() == [4]
+
+
+def test_a_checkpoint_of_half_precision_goes_to_nn_adam():
+    own = adamas.mindspore.Adam(parameters(ms.float16), **NUMBERS)
+    for step in range(3):
+        own(gradients(step, ms.float16))
+    ms.save_checkpoint(own, "half.ckpt")
+    host = nn.Adam(parameters(ms.float16), **NUMBERS)
+    assert ms.load_param_into_net(host, ms.load_checkpoint("half.ckpt")) == ([], [])
+    for mine, theirs in zip(own.moment2, host.moment2, strict=True):
+        assert theirs.dtype == ms.float16
+        np.testing.assert_array_equal(theirs.asnumpy(), mine.asnumpy().astype(np.float16))
 
 
 # Sparse gradients
@@ -833,6 +871,16 @@ def test_the_signature_is_that_of_the_host():
             assert (own[name].default, own[name].kind) == (wanted.default, wanted.kind)
 
 
+@pytest.mark.parametrize("name", STATES)
+def test_the_examples_of_the_reference(name):
+    found = doctest.DocTestFinder().find(getattr(adamas.mindspore, name), name, False, globs={})
+    runner = doctest.DocTestRunner()
+    examples = [test for test in found if test.examples]
+    assert examples
+    for example in examples:
+        assert runner.run(example).failed == 0
+
+
 # Refusals
 
 
@@ -956,13 +1004,14 @@ def test_parameters_of_integers():
         optimizer((Tensor(np.ones(3, np.float32)),))
 
 
-def test_graphs():
+@pytest.mark.parametrize("capture_mode", ["ast", "bytecode"])
+def test_graphs(capture_mode):
     optimizer = adamas.mindspore.Adam(parameters())
     optimizer(gradients(0))
     before = held(optimizer)
     grads = gradients(1)
 
-    @ms.jit
+    @ms.jit(capture_mode=capture_mode)
     def step(first, second, third, fourth, fifth):
         return optimizer((first, second, third, fourth, fifth))
 
