@@ -17,7 +17,8 @@ from . import _core, _options, functional
 
 try:
     import jax
-    import jax.numpy as jnp  # noqa: F401 - for the modules beside this one
+    from jax import numpy as jnp
+    from jax.custom_batching import custom_vmap
     from jax.experimental.custom_partitioning import custom_partitioning
 except ImportError as error:
     raise ImportError('adamas.jax needs JAX: pip install "adamas[jax]"') from error
@@ -34,6 +35,18 @@ except ImportError as error:
     ) from error
 
 jax.ffi.register_ffi_target(_jax.TARGET, _jax.handler(), platform="cpu")
+
+__all__ = [
+    "KINDS",
+    "NUMBERS",
+    "Arrays",
+    "attributes",
+    "call",
+    "config_of",
+    "is_array",
+    "jax",
+    "jnp",
+]
 
 # At most so many parameters in one call: XLA needs a time to compile that grows with its cube.
 _MOST = 192
@@ -175,7 +188,6 @@ def _foreign(
         made = jax.ffi.ffi_call(_jax.TARGET, results, input_output_aliases=aliases)
         return list(made(*operands, **given))
 
-    @jax.custom_batching.custom_vmap
     def step(*operands: Any) -> Sequence[Any]:
         partitioned = custom_partitioning(on_one_device)
         partitioned.def_partition(
@@ -203,8 +215,11 @@ def _foreign(
         lie = [here] * first + [params[i] for i in of_arrays]
         return mesh, on_one_device, written(lie), tuple(lie)
 
-    step.def_vmap(_refuse_vmap)
-    return step
+    batched = custom_vmap(step)
+    batched.def_vmap(_refuse_vmap)
+    differentiated: Any = jax.custom_jvp(batched)
+    differentiated.defjvp(_refuse_jvp)
+    return lambda *operands: list(differentiated(*operands))
 
 
 def _sharding_rule(params: Sequence[Any], first: int, owners: Sequence[int]) -> str:
@@ -219,4 +234,11 @@ def _refuse_vmap(*_: Any) -> Any:
     raise NotImplementedError(
         "a step of adamas.jax must be outside jax.vmap: Adam acts on each element by itself, so "
         "stack the arrays of all models and make one step with them"
+    )
+
+
+def _refuse_jvp(*_: Any) -> Any:
+    raise NotImplementedError(
+        "a step of adamas.jax can't be differentiated: take the gradients before it, or use optax "
+        "where they must go through the optimizer"
     )

@@ -283,7 +283,7 @@ class Adam:
         self, out: str, params: Tree, grads: Tree, state: AdamState, given: dict[str, Any]
     ) -> tuple[Tree, AdamState]:
         if not isinstance(state, AdamState):
-            raise TypeError(f"state must be an AdamState, got {validation.shown(state)}")
+            raise TypeError(f"state must be an AdamState, got {type(state).__name__}")
         config = self._config(out)
         count = trees.count(state.count)
         arrays = trees.of_call(config, params, grads, state)
@@ -356,8 +356,8 @@ def adamw(
     >>> import adamas.jax
     >>> tx = adamas.jax.adamw(1e-3, weight_decay=0.01, mask=lambda params: {"w": True, "b": False})
     """
-    options = {"decoupled_weight_decay": True, **options, "weight_decay": weight_decay}
-    return adam(learning_rate, **options)
+    both = {"weight_decay": weight_decay, "decoupled_weight_decay": True}
+    return Adam(learning_rate, **both, **options).transformation()
 
 
 def _like(tree: Tree, arrays: list[Any]) -> Tree:
@@ -377,9 +377,13 @@ def _checked(name: str, value: Any) -> Any:
     return validation.real(name, value, minimum=0.0)
 
 
-# As optax has them: injected hyper-parameters go by the names of a signature.
-for _function, _defaults in ((adam, {}), (adamw, {"weight_decay": 1e-4})):
-    _given = inspect.signature(Adam).parameters.values()
-    _function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [one.replace(default=_defaults.get(one.name, one.default)) for one in _given]
-    )
+def _show_options(function: Callable[..., Any], **fixed: Any) -> None:
+    """Let a signature list the options: optax injects hyper-parameters by their names there."""
+    shown = [one for name, one in inspect.signature(Adam).parameters.items() if name not in fixed]
+    own = inspect.signature(function).parameters
+    parameters = [own.get(one.name, one) for one in shown]
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+
+_show_options(adam)
+_show_options(adamw, decoupled_weight_decay=True)

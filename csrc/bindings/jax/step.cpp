@@ -102,13 +102,13 @@ bool is_kept(StateKind kind, const AdamConfig& config, DType parameter) {
 
 ffi::AnyBuffer operand(const ffi::RemainingArgs& operands, std::size_t i) {
   const auto found = operands.get<ffi::AnyBuffer>(i);
-  if (!found.has_value()) refuse("an operand is no array");
+  if (!found.has_value()) refuse(kNotAsMany);
   return *found;
 }
 
 ffi::AnyBuffer result(const ffi::RemainingRets& results, std::size_t i) {
   auto found = results.get<ffi::AnyBuffer>(i);
-  if (!found.has_value()) refuse("a result is no array");
+  if (!found.has_value()) refuse(kNotAsMany);
   return **found;
 }
 
