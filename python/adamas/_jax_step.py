@@ -6,9 +6,11 @@ that is NaN) is refused by the step itself, when it runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +36,20 @@ except ImportError as error:
         "where they are: ADAMAS_JAX=ON pip install --no-binary adamas --force-reinstall adamas"
     ) from error
 
-jax.ffi.register_ffi_target(_jax.TARGET, _jax.handler(), platform="cpu")
+
+def _check_version(header: Path) -> None:
+    """Raise ImportError if the step was compiled for a newer JAX, which would then have no CPU."""
+    if not header.exists():  # the step is refused when it is registered, if it must be
+        return
+    found = re.findall(r"#define XLA_FFI_API_M..OR (\d+)", header.read_text())
+    if tuple(map(int, found)) < _jax.API_VERSION:
+        raise ImportError(
+            f"this adamas was built with the headers of a newer jaxlib than {jax.__version__}: "
+            "pip install -U jax, or build it anew with those of the installed one"
+        )
+
+
+_check_version(Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h"))
 
 __all__ = [
     "KINDS",
@@ -117,6 +132,7 @@ def call(
     arrays
         Of the options. As they come out, lists are as long and have None in the same places.
     """
+    _register()
     size = len(arrays.params)
     count, made = numbers[0], numbers[0] + 1  # without parameters
     changed: list[Any] = []
@@ -142,6 +158,13 @@ def call(
         for kind in KINDS:
             states[kind] += [a if a is None else next(new) for a in arrays.states[kind][part]]
     return made, changed, states
+
+
+@lru_cache(maxsize=1)
+def _register() -> None:
+    """Let XLA know the step: not before it has a CPU, which it would not get if it refused."""
+    jax.local_devices(backend="cpu")
+    jax.ffi.register_ffi_target(_jax.TARGET, _jax.handler(), platform="cpu")
 
 
 def _looks_at_all(options: Mapping[str, Any]) -> bool:
@@ -199,8 +222,10 @@ def _foreign(
 
     of_arrays = (*range(size), *range(size), *owners)
 
-    def infer(_mesh: Any, operands: Sequence[Any], _results: Any) -> list[Any]:
-        return [array.sharding for array in written(operands)]
+    def infer(mesh: Any, operands: Sequence[Any], _results: Any) -> list[Any]:
+        """Return how results lie, for the partitioner before Shardy."""
+        here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return [array.sharding or here for array in written(operands)]
 
     def partition(mesh: Any, operands: Sequence[Any], _results: Any) -> tuple[Any, ...]:
         """Let each device make the step of its part: all arrays lie as their parameters do."""

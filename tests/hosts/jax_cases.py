@@ -15,6 +15,11 @@ import jax.numpy as jnp  # noqa: E402
 from adamas import functional  # noqa: E402
 from helpers import bits, half_values, special_values  # noqa: E402
 
+if hasattr(jax, "enable_x64"):
+    enable_x64 = jax.enable_x64
+else:
+    from jax.experimental import enable_x64  # noqa: F401
+
 SHAPES = {
     "scalar": (),
     "one": (1,),
@@ -49,7 +54,7 @@ def normal(rng, dtype, *, special=False):
             few = special_values(dtype, "mild")
             chosen = rng.random(shape) < 0.125
             values = np.where(chosen, rng.choice(few, shape), values).astype(dtype)
-        return jnp.asarray(values)
+        return jnp.copy(jnp.asarray(values))  # memory of JAX, which can be donated
 
     return make
 

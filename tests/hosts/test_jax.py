@@ -14,6 +14,7 @@ from jax_cases import (
     SHAPES,
     Reference,
     adamas,
+    enable_x64,
     functional,
     jax,
     jnp,
@@ -95,7 +96,7 @@ def test_master_weights(variant, dtype, identity):
 
 @every("variant", {name: VARIANTS[name] for name in ("amsgrad-l2", "clip", "ema", "mindspore")})
 def test_float64(variant, identity):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         check_steps(variant, np.float64, identity)
 
 
@@ -303,7 +304,7 @@ def test_the_count_stands_still_at_its_end(steps):
 
 
 def test_a_count_of_64_bits():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         optimizer, params, grads, state = problem()
         state = state._replace(count=jnp.int64(2**40))
         reference = Reference(params, state)

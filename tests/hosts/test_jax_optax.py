@@ -9,6 +9,7 @@ from jax_cases import (
     DTYPES,
     KINDS,
     adamas,
+    enable_x64,
     functional,
     jax,
     jnp,
@@ -116,7 +117,7 @@ def test_the_trajectory_of_optax(pair):
     params, steps = gradients(np.float32)
     found, state = trained(ours(), params, steps)
     wanted, their_state = trained(theirs(), params, steps)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         wide = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)  # noqa: E731
         exact, _ = trained(theirs(), wide(numbers(params)), [wide(numbers(g)) for g in steps])
         mine, _ = trained(ours(), wide(numbers(params)), [wide(numbers(g)) for g in steps])

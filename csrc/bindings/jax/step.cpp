@@ -26,8 +26,10 @@ struct Refusal {
   std::string message;
 };
 
+// Not kInvalidArgument: of that code JAX makes a JaxRuntimeError at the first call of a program and
+// a ValueError at others.
 [[noreturn]] void refuse(const std::string& message) {
-  throw Refusal{ffi::ErrorCode::kInvalidArgument, message};
+  throw Refusal{ffi::ErrorCode::kFailedPrecondition, message};
 }
 
 constexpr const char* kNotAsMany = "there are not as many arrays as the options need";
@@ -321,7 +323,7 @@ class Call {
   [[noreturn]] void throw_error(const Status& status) const {
     const std::int64_t index = status.index() < 0 ? -1 : options_.first + status.index();
     throw Refusal{status.code() == StatusCode::out_of_memory ? ffi::ErrorCode::kResourceExhausted
-                                                             : ffi::ErrorCode::kInvalidArgument,
+                                                             : ffi::ErrorCode::kFailedPrecondition,
                   Status(status.code(), status.what(), index).message()};
   }
 
