@@ -112,8 +112,8 @@ class Adam:
     >>> params = {"w": jnp.ones(3)}
     >>> state = optimizer.init(params)
     >>> params, state = step(params, state, jnp.arange(1.0, 4.0))
-    >>> params["w"].round(3).tolist(), int(state.count)
-    ([0.8989999890327454, 0.8989999890327454, 0.8989999890327454], 1)
+    >>> round(float(params["w"][0]), 3), int(state.count)
+    (0.899, 1)
     """
 
     learning_rate: Rate = 1e-3
@@ -328,8 +328,8 @@ def adam(learning_rate: Rate, **options: Any) -> GradientTransformation:
     >>> tx = adamas.jax.adam(0.1)
     >>> params = {"w": jnp.ones(2)}
     >>> updates, state = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
-    >>> updates["w"].round(3).tolist()
-    [-0.10000000149011612, -0.10000000149011612]
+    >>> round(float(updates["w"][0]), 3)
+    -0.1
     """
     return Adam(learning_rate, **options).transformation()
 

@@ -1,6 +1,7 @@
 """adamas.jax inside jax.jit: the bits of adamas.functional, in the memory of what is donated."""
 
 import copy
+import doctest
 import pickle
 from functools import partial
 
@@ -433,6 +434,12 @@ def test_optimizers_are_values():
     step = jax.jit(lambda optimizer, *args: optimizer.update(*args), static_argnums=0)
     assert same(step(one, params, grads, state), step(same_one, params, grads, saved))
     assert step._cache_size() == 1
+
+
+def test_the_examples_of_the_reference():
+    found = doctest.testmod(adamas.jax)
+    assert found.attempted > 10
+    assert found.failed == 0
 
 
 SHARDED = """
