@@ -271,6 +271,57 @@ def test_changes_instead_of_new_values(variant, dtype):
     assert arrays.kept()[len(SHAPES) :] == changed.kept()[len(SHAPES) :]
 
 
+@every_dtype
+@every("variant", VARIANTS)
+def test_changes_over_gradients(variant, dtype):
+    if "ema_decay" in variant:
+        return
+    apart, over = like(variant, dtype), like(variant, dtype)
+    options = {**without_amsgrad(variant), "out": "delta", "grad_centralization": True}
+    both = []
+    for arrays, grads in ((apart, None), (over, over.grads[0])):
+        states = (arrays.moment1, arrays.moment2, arrays.vhat)
+        call = {"steps": arrays.steps, "delta": grads, **options}
+        both.append(functional.adam(arrays.params, arrays.grads[0], *states, **call))
+    assert [bits(a).tobytes() for a in both[0]] == [bits(a).tobytes() for a in both[1]]
+    assert both[1][0] is over.grads[0][0]
+    assert apart.kept() == over.kept()
+
+
+def test_what_is_only_read_may_be_read_twice():
+    weight, zeros = np.arange(1, 5, dtype=np.float32), lambda: np.zeros(4, np.float32)
+
+    def changes(params, grads):
+        states = [zeros(), zeros()], [zeros(), zeros()]
+        return functional.adam(params, grads, *states, steps=[0, 0], out="delta", weight_decay=0.1)
+
+    shared = changes([weight, weight], [weight, weight])
+    apart = changes([weight, weight.copy()], [weight.copy(), weight.copy()])
+    assert [a.tobytes() for a in shared] == [a.tobytes() for a in apart]
+
+
+def test_changes_over_what_is_read_otherwise_are_refused():
+    arrays = Arrays(np.float32, [(5,), (5,)])
+    weight, grads = arrays.params, arrays.grads[0]
+    states = (arrays.moment1, arrays.moment2)
+    before = arrays.kept(), [grad.tobytes() for grad in grads]
+    for delta, given in (
+        ([weight[1], np.zeros(5, np.float32)], grads),  # of another parameter
+        ([weight[0], np.zeros(5, np.float32)], grads),  # its own
+        ([grads[1], np.zeros(5, np.float32)], grads),  # another's gradient
+        ([grads[0], grads[0]], [grads[0], grads[0]]),
+        ([arrays.moment1[0], np.zeros(5, np.float32)], grads),
+    ):
+        with pytest.raises(ValueError, match="shares memory"):
+            functional.adam(weight, given, *states, steps=[0, 0], out="delta", delta=delta)
+    memory = np.zeros(5, np.float32)
+    half = memory.view(np.float16)[:5]  # of another type
+    one = [arrays.moment1[0]], [arrays.moment2[0]]
+    with pytest.raises(ValueError, match="shares memory"):
+        functional.adam(weight[:1], [half], *one, steps=[0], out="delta", delta=[memory])
+    assert (arrays.kept(), [grad.tobytes() for grad in grads]) == before
+
+
 def test_changes_of_what_has_no_gradient_are_zero():
     arrays = Arrays(np.float32, [(3,), (2,)])
     given = [np.full(3, 9, np.float32), np.full(2, 9, np.float32)]

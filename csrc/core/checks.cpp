@@ -105,6 +105,13 @@ Status check_given(const Options& options, const Tensor& tensor) {
   return {};
 }
 
+// Whether the change is written over a dense gradient, item by item; the CPU's kernels have read a
+// tile before they write it.
+bool becomes_change(const Tensor& tensor, const Gradient& grad) {
+  return tensor.spec.delta != nullptr && grad.values == tensor.spec.delta &&
+         grad.dtype == tensor.spec.dtype && grad.device == kCpu;
+}
+
 Status check_rows(const Options& options, const Storage& storage, const Tensor& tensor,
                   const Gradient& grad) {
   const std::int64_t index = tensor.index;
@@ -270,6 +277,7 @@ Status check(const Options& options, const Storage& storage, const Tensor& tenso
   const std::size_t nbytes = wanted * item_size(grad.dtype);
   if (nbytes == 0) return {};
   if (grad.values == nullptr) return bad("a gradient is missing", index);
+  if (becomes_change(tensor, grad)) return {};
   if (storage.overlaps(grad.values, nbytes)) {
     return {StatusCode::overlap, "a gradient shares memory with a parameter or the state", index};
   }

@@ -153,8 +153,8 @@ Status Storage::sort_ranges(const AdamConfig& config) {
     if (nbytes > 0) owned_.push_back({range_of(data, nbytes), index, is_state});
   };
   for (const Tensor& tensor : tensors_) {
-    add(tensor.spec.data, tensor.nbytes, tensor.index, false);
-    add(tensor.spec.delta, tensor.spec.delta == nullptr ? 0 : tensor.nbytes, tensor.index, false);
+    void* const written = config.writes_delta ? tensor.spec.delta : tensor.spec.data;
+    add(written, tensor.nbytes, tensor.index, false);
     for (std::size_t k = 0; k < kStateKinds; ++k) {
       const void* given = tensor.spec.states[k];
       if (given == nullptr) continue;
@@ -175,6 +175,13 @@ Status Storage::sort_ranges(const AdamConfig& config) {
               std::max(owned_[k].index, owned_[k - 1].index)};
     }
     ranges_.push_back(owned_[k].range);
+  }
+  if (!config.writes_delta) return {};
+  // Only read, and so free to share memory with others and with gradients.
+  for (const Tensor& tensor : tensors_) {
+    if (!overlaps(tensor.spec.data, tensor.nbytes)) continue;
+    return {StatusCode::overlap, "a parameter shares memory with a change or the state",
+            tensor.index};
   }
   return {};
 }

@@ -179,7 +179,7 @@ struct ParameterSpec {
   void* states[kStateKinds] = {};
   // writes_delta: where the change of the parameter is written, in its type; `data` is only read.
   // Rows that are not listed get 0.  Without a gradient nothing is written, nor in a step that is
-  // skipped.
+  // skipped.  May be the memory of a dense gradient on the CPU, of the parameter's type.
   void* delta = nullptr;
   // What the random bits of stochastic rounding depend on besides seed, step and element; >= 0.
   // -1: the position in the list of parameters.
