@@ -141,4 +141,7 @@ def test_the_recipe_builds(tmp_path, monkeypatch):
         channels=[channel.as_uri()],
     )
     (package,) = result.packages
-    assert Path(package).suffixes[-1] == ".conda"
+    # In an environment of its own, from the channel.
+    tested = rattler.Package.from_file(package).run_tests(channel=[channel.as_uri()])
+    assert tested
+    assert all(one.success for one in tested), [one.output for one in tested]
