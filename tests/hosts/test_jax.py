@@ -165,10 +165,11 @@ def test_a_program_that_is_given_its_arrays_copies_none():
     for donated in ((0, 2), ()):
         step = jax.jit(optimizer.update, donate_argnums=donated)
         program = step.lower(params, grads, state).compile()
-        found.append(len(re.findall(r"= f32\[.*\bcopy\(", program.as_text())))
+        # XLA makes one constant of all arrays without elements: those do not count.
+        found.append(len(re.findall(r"= f32\[(?!0,).*\bcopy\(", program.as_text())))
         assert program.memory_analysis().temp_size_in_bytes < 1000
     assert found[0] == 0
-    assert found[1] >= len(jax.tree.leaves(params))
+    assert found[1] > len(jax.tree.leaves(params))
 
 
 def test_parameters_alone_are_donated():
