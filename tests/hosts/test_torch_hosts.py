@@ -98,6 +98,8 @@ def test_gradient_scaler(name, fused, overflows, with_unscale):
 @every_dense_class
 def test_scale_and_finding_by_attributes(name, dims):
     """What a scaler sets on fused optimizers: gradients are divided, or the step is left out."""
+    if IS_STAND_IN and dims:
+        pytest.skip("torch's own fused form takes scalars only, as scalers set them")
     problems = [Problem(name) for _ in range(2)]
     fused = (True, None)
     optimizers = [
