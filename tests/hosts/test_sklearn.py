@@ -40,6 +40,7 @@ from adamas.sklearn import AdamOptimizer, MLPClassifier, MLPRegressor
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::sklearn.exceptions.ConvergenceWarning",
+    "ignore:.*L-BFGS-B:DeprecationWarning",  # of SciPy, for older versions of scikit-learn
     # of check_estimator: in the checks that have to raise, and of skipped ones
     "ignore:.*:sklearn.exceptions.SkipTestWarning",
     "ignore:.*:sklearn.exceptions.DataConversionWarning",

@@ -23,7 +23,9 @@ from threadpoolctl import threadpool_limits
 from adamas.sklearn import AdamOptimizer, MLPClassifier, MLPRegressor
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::sklearn.exceptions.ConvergenceWarning", "ignore::RuntimeWarning"
+    "ignore::sklearn.exceptions.ConvergenceWarning",
+    "ignore::RuntimeWarning",
+    "ignore:.*L-BFGS-B:DeprecationWarning",  # of SciPy, for older versions of scikit-learn
 )
 
 OURS = {"MLPClassifier": MLPClassifier, "MLPRegressor": MLPRegressor}
