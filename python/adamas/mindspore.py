@@ -30,7 +30,7 @@ __all__ = ["Adam", "AdamWeightDecay"]
 _HALVES = (mindspore.float16, mindspore.bfloat16)
 
 
-class _Native(Optimizer):  # type: ignore[misc]  # MindSpore has no types
+class _Native(Optimizer):  # MindSpore has no types
     """What both optimizers share: `nn.Optimizer` keeps parameters, groups and rates."""
 
     def __init__(
@@ -114,7 +114,7 @@ class _Native(Optimizer):  # type: ignore[misc]  # MindSpore has no types
         self._step(self, gradients)
         return True
 
-    @Optimizer.target.setter  # type: ignore[untyped-decorator]
+    @Optimizer.target.setter
     def target(self, value: str) -> None:
         """Where the parameters are updated: "CPU"."""
         self._set_base_target(value)

@@ -99,7 +99,7 @@ class _WithAdam:
         return fitted
 
 
-class MLPClassifier(_WithAdam, neural_network.MLPClassifier):  # type: ignore[misc]
+class MLPClassifier(_WithAdam, neural_network.MLPClassifier):
     r"""Multi-layer perceptron classifier, whose solver "adam" is that of adamas.
 
     `sklearn.neural_network.MLPClassifier` in everything else, and with the same results up to
@@ -180,7 +180,7 @@ class MLPClassifier(_WithAdam, neural_network.MLPClassifier):  # type: ignore[mi
         self.num_threads = num_threads
 
 
-class MLPRegressor(_WithAdam, neural_network.MLPRegressor):  # type: ignore[misc]
+class MLPRegressor(_WithAdam, neural_network.MLPRegressor):
     """Multi-layer perceptron regressor, whose solver "adam" is that of adamas.
 
     `sklearn.neural_network.MLPRegressor` in everything else, and with the same results up to
