@@ -58,7 +58,7 @@ test: .venv/installed-test
 test-long: .venv/installed-test
 	$(PYTEST) -m long $(PYTEST_ARGS)
 
-# MindSpore needs older packages than the others.  adamas.jax is compiled with jaxlib's headers.
+# MindSpore needs older packages than the others.
 HOST_TESTS = -m pytest -n auto --maxprocesses 4 --dist worksteal tests/hosts tests/test_docs.py \
   -k "hosts" $(PYTEST_ARGS)
 
@@ -67,13 +67,10 @@ hosts: build/hosts/frameworks/installed build/hosts/mindspore/installed
 	build/hosts/mindspore/bin/python $(HOST_TESTS)
 
 host_pip = build/hosts/$(1)/bin/python -m pip install --quiet --disable-pip-version-check
-JAX_HEADERS = $$(build/hosts/frameworks/bin/python -c "import jax; print(jax.ffi.include_dir())")
-
 build/hosts/frameworks/installed: $(BIN)/python $(SOURCES)
 	$(PYTHON) -m venv build/hosts/frameworks
-	$(call host_pip,frameworks) "$$(sed -n 's/^jax = \["\(.*\)"\]/\1/p' pyproject.toml)"
-	$(call host_pip,frameworks) ".[test,hosts]" --config-settings=cmake.define.ADAMAS_CUDA=OFF \
-	  --config-settings=cmake.define.ADAMAS_JAX_INCLUDE_DIR="$(JAX_HEADERS)"
+	ADAMAS_JAX=ON $(call host_pip,frameworks) ".[test,hosts]" \
+	  --config-settings=cmake.define.ADAMAS_CUDA=OFF
 	touch $@
 
 build/hosts/mindspore/installed: $(BIN)/python $(SOURCES)

@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from operator import attrgetter
+from operator import attrgetter, is_not
 from typing import Any
 
 from . import _core, _options
@@ -201,7 +201,8 @@ class NativeStep(torch.optim.Optimizer):
     def _current_plan(self) -> list[_Members]:
         """Return the parameters of the groups with their state, looked up anew if need be.
 
-        That the list of a group has changed the native step finds out.
+        That the list of a group has changed the native step finds out, but not in time for
+        substitutes.
         """
         state = self.state
         plan = self._plan
@@ -210,6 +211,7 @@ class NativeStep(torch.optim.Optimizer):
             and len(plan) == len(self.param_groups)
             and self._plan_of is state
             and self._plan_changes == state.changes
+            and not (self._substituted and self._has_other_lists(plan))
         ):
             return plan
         if type(state) is not _State:
@@ -230,6 +232,14 @@ class NativeStep(torch.optim.Optimizer):
         }
         self._plan, self._plan_of, self._plan_changes = plan, state, state.changes
         return plan
+
+    def _has_other_lists(self, plan: list[_Members]) -> bool:
+        """Whether the groups have other parameters than they had."""
+        return any(
+            len(group["params"]) != len(members.params)
+            or any(map(is_not, group["params"], members.params))
+            for group, members in zip(self.param_groups, plan, strict=True)
+        )
 
     def _described(self, group: dict[str, Any], members: _Members) -> Group:
         """Return a group as the native step reads it."""

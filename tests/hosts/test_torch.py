@@ -553,6 +553,30 @@ def test_rows_of_steps_at_different_counts_are_one_step_or_none():
     assert [optimizer.state[param]["step"] for param in params] == [2, 1]
 
 
+def test_parameters_with_rows_change_their_groups():
+    params = tensors(shapes=((4, 2), (4, 2)))
+    with torch.no_grad():
+        for param in params:
+            param.fill_(1.0)
+    optimizer = SparseAdam(
+        [{"params": [p], "lr": lr} for p, lr in zip(params, (0.5, 0.25), strict=True)]
+    )
+    for _ in range(2):
+        for param in params:
+            param.grad = sparse(torch.tensor([[1]]), torch.ones(1, 2), (4, 2))
+        optimizer.step()
+        first, second = optimizer.param_groups
+        first["params"], second["params"] = second["params"], first["params"]
+    for param in params:
+        assert torch.allclose(param[1], torch.tensor(0.25))
+    # One that has left and now has a gradient of another kind is no longer looked at.
+    first["params"].clear()
+    for param in params:
+        param.grad = torch.ones(4, 2)
+    second["params"][0].grad = sparse(torch.tensor([[1]]), torch.ones(1, 2), (4, 2))
+    optimizer.step()
+
+
 def test_rows_that_are_not_there_are_refused():
     params = tensors(shapes=((4, 2),))
     optimizer = SparseAdam(params, lr=0.1)
