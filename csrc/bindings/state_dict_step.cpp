@@ -77,7 +77,7 @@ struct Counter {
 struct Group {
   const AdamConfig* config;
   Rates rates;
-  PyObject* params;  // the group's own list
+  PyObject* params;  // the group's own list or tuple
   PyObject* known;   // what was in it when `states` was made
   PyObject* states;  // a dict for each, or None
 
@@ -93,9 +93,10 @@ struct Group {
   py::ssize_t size() const { return PyTuple_GET_SIZE(known); }
 
   bool is_current() const {
-    if (!PyList_Check(params) || PyList_GET_SIZE(params) != size()) return false;
+    if (!PyList_Check(params) && !PyTuple_Check(params)) return false;
+    if (PySequence_Fast_GET_SIZE(params) != size()) return false;
     for (py::ssize_t i = 0; i < size(); ++i) {
-      if (PyList_GET_ITEM(params, i) != PyTuple_GET_ITEM(known, i)) return false;
+      if (PySequence_Fast_GET_ITEM(params, i) != PyTuple_GET_ITEM(known, i)) return false;
     }
     return true;
   }
@@ -167,7 +168,7 @@ class StateDictStep {
    public:
     explicit Busy(StateDictStep& step) : step_(step) { step_.is_busy_ = true; }
     ~Busy() {
-      step_.grads_held_.clear();
+      step_.held_.clear();
       step_.is_busy_ = false;
     }
     Busy(const Busy&) = delete;
@@ -184,7 +185,7 @@ class StateDictStep {
     std::size_t count = 0;
     for (const Group& group : groups_) count += static_cast<std::size_t>(group.size());
     read_.clear(count);
-    seen_.resize(std::max(seen_.size(), count));
+    seen_.resize(count);
     specs_.clear();
     grads_.clear();
     counters_.clear();
@@ -207,7 +208,7 @@ class StateDictStep {
         }
         const Given given{param, grad.ptr(), state, substitute};
         if (read_one(g, position, given)) {
-          grads_held_.push_back(std::move(grad));
+          held_.push_back(std::move(grad));
         } else if (!is_absent) {
           unready.append(position);
         }
@@ -271,6 +272,8 @@ class StateDictStep {
     steps_.push_back(steps);
     params_.push_back(param);
     positions_.push_back(position);
+    // It is written after others had the GIL, who may have replaced it.
+    held_.push_back(py::reinterpret_borrow<py::object>(counted));
     return true;
   }
 
@@ -328,7 +331,7 @@ class StateDictStep {
   std::vector<PyObject*> params_;
   std::vector<std::size_t> positions_;
   ReadGradients read_;
-  std::vector<py::object> grads_held_;
+  std::vector<py::object> held_;
 };
 
 }  // namespace

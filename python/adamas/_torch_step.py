@@ -56,6 +56,11 @@ class _State(defaultdict[Any, dict[str, Any]]):
         self.changes = 0
         super().__init__(*args, **kwargs)
 
+    def __missing__(self, key: Any) -> dict[str, Any]:
+        value: dict[str, Any] = {}
+        self[key] = value
+        return value
+
     def __setitem__(self, key: Any, value: dict[str, Any]) -> None:
         self.changes += 1
         super().__setitem__(key, value)
@@ -119,6 +124,10 @@ class NativeStep(torch.optim.Optimizer):
     _extras: dict[str, Any]
     _base: _core.AdamConfig
     _num_threads: int | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.state = _State(dict, self.state)
 
     def _take_extras(self, **extras: Any) -> None:
         """Check and keep the options that torch does not have."""
@@ -186,8 +195,8 @@ class NativeStep(torch.optim.Optimizer):
             if made is None:
                 self._plan = None
             elif not isinstance(made, list):
-                for param, copy in copied:
-                    param.detach().copy_(copy)
+                for place, copy in copied:
+                    place.copy_(copy)
                 return
             elif not is_complete:
                 self._complete(plan, made)
@@ -206,16 +215,16 @@ class NativeStep(torch.optim.Optimizer):
         """
         state = self.state
         plan = self._plan
+        # A dict that a user has set stays the state, and may have changed.
+        changes = state.changes if type(state) is _State else -1
         if (
             plan is not None
             and len(plan) == len(self.param_groups)
             and self._plan_of is state
-            and self._plan_changes == state.changes
+            and self._plan_changes == changes >= 0
             and not (self._substituted and self._has_other_lists(plan))
         ):
             return plan
-        if type(state) is not _State:
-            self.state = state = _State(dict, state)
         plan = []
         first = 0
         for group in self.param_groups:
@@ -230,7 +239,7 @@ class NativeStep(torch.optim.Optimizer):
             for i, param in enumerate(members.params)
             if self._needs_substitute(param)
         }
-        self._plan, self._plan_of, self._plan_changes = plan, state, state.changes
+        self._plan, self._plan_of, self._plan_changes = plan, state, changes
         return plan
 
     def _has_other_lists(self, plan: list[_Members]) -> bool:
@@ -272,8 +281,11 @@ class NativeStep(torch.optim.Optimizer):
         if config.ema_decay > 0.0:
             yield "ema"
 
+    def _keeps_copies(self, name: str) -> bool:
+        return bool(self._base.master_weights if name == "master" else self._base.ema_decay)
+
     def _first_count(self) -> Any:
-        return torch.zeros((), dtype=count_type())
+        return torch.zeros((), dtype=count_type(), device="cpu")
 
     def _state_type(self, param: Any, name: str) -> Any:
         """Return the type that an array of the state has."""
@@ -293,7 +305,7 @@ class NativeStep(torch.optim.Optimizer):
             self._check_grad(members.params[i])
         for members, i in found:
             param = members.params[i]
-            state = self.state[param]
+            state = self.state.setdefault(param, {})
             if state:
                 state[STEP] = count(state.get(STEP), f"of parameter {members.first + i}")
             else:
@@ -322,13 +334,18 @@ class NativeStep(torch.optim.Optimizer):
             if param.grad is None or not state:
                 continue
             self._check_grad(param)
+            if hasattr(param, "to_local") and self._base.max_grad_norm > 0.0:
+                raise RuntimeError(
+                    f"max_grad_norm does not go with DTensors, whose norm is over all parts: "
+                    f"parameter {position}; call torch.nn.utils.clip_grad_norm_"
+                )
             written = [local(param.detach())]
             written += [local(state[name]) if name in state else None for name in ARRAYS]
             if param.is_complex():
                 written = [a if a is None else torch.view_as_real(a) for a in written]
             if has_gaps(written[0]):
-                written[0] = without_gaps(written[0], position)
-                copied.append((param, written[0]))
+                place, written[0] = written[0], without_gaps(written[0], position)
+                copied.append((place, written[0]))
             grad, written = self._substitute(param, written)
             if written[0].device.type == "cuda":
                 grad = tuple(map(from_device, grad)) if type(grad) is tuple else from_device(grad)
@@ -363,9 +380,9 @@ class NativeStep(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        if "_extras" in state:
+        if "_extras" in state:  # copied or pickled: the tensors, perhaps of shared memory, stay
             self._take_extras(**state.pop("_extras"))
-        if "state" in state:
+        elif "state" in state:
             loaded = ((key, self._loaded(key, entry)) for key, entry in state["state"].items())
             state["state"] = _State(dict, loaded)
         super().__setstate__(state)
@@ -378,6 +395,14 @@ class NativeStep(torch.optim.Optimizer):
         entry = {
             key: value.tensor if isinstance(value, _Kept) else value for key, value in entry.items()
         }
+        if entry and STEP not in entry:
+            raise ValueError(
+                f"the state of a parameter must hold {STEP!r}, got {sorted(map(str, entry))}"
+            )
+        for name in COPIES:
+            # As of the last step that kept it: it would undo what was trained since.
+            if name in entry and not self._keeps_copies(name):
+                del entry[name]
         for name in set(ARRAYS).intersection(entry):
             like = entry[name].to(dtype=self._state_type(param, name), copy=True)
             entry[name] = fitting(like, param, like.dtype, f"the state {name!r}")
@@ -412,11 +437,11 @@ class DenseStep(NativeStep):
 
     def _described(self, group: dict[str, Any], members: _Members) -> Group:
         beta1, beta2 = group["betas"]
-        rate, decay = group["lr"], group["weight_decay"]
+        rate, decay, eps = group["lr"], group["weight_decay"], group["eps"]
         options = (
             beta1 if type(beta1) is float else number("betas[0]", beta1),
             beta2 if type(beta2) is float else number("betas[1]", beta2),
-            group["eps"],
+            eps if type(eps) is float else number("eps", eps),
             group["amsgrad"],
             group["maximize"],
             self._is_decoupled or group.get("decoupled_weight_decay", False),
@@ -439,7 +464,7 @@ class DenseStep(NativeStep):
         self,
         beta1: float,
         beta2: float,
-        eps: Any,
+        eps: float,
         amsgrad: bool,
         maximize: bool,
         is_decoupled: bool,
@@ -450,7 +475,7 @@ class DenseStep(NativeStep):
         refuse_modes(capturable, differentiable)
         config = _core.default_group(self._base)
         config.beta1, config.beta2 = checked_beta(0, beta1), checked_beta(1, beta2)
-        config.eps = number("eps", eps)
+        config.eps = eps
         config.use_amsgrad, config.maximize = bool(amsgrad), bool(maximize)
         config.decoupled_weight_decay = bool(is_decoupled)
         return config
@@ -466,17 +491,19 @@ class RowStep(NativeStep):
 
     def _described(self, group: dict[str, Any], members: _Members) -> Group:
         beta1, beta2 = (number(f"betas[{k}]", group["betas"][k]) for k in range(2))
-        options = (beta1, beta2, group["eps"], group.get("maximize", False))
+        options = (beta1, beta2, number("eps", group["eps"]), group.get("maximize", False))
         if options != members.options:
             members.config = self._config_of(*options)
             members.options = options
         rate = number("lr", group["lr"])
         return (members.config, rate, 0.0, group["params"], members.params, members.states)
 
-    def _config_of(self, beta1: float, beta2: float, eps: Any, maximize: bool) -> _core.AdamConfig:
+    def _config_of(
+        self, beta1: float, beta2: float, eps: float, maximize: bool
+    ) -> _core.AdamConfig:
         config = _core.default_group(self._base)
         config.beta1, config.beta2 = checked_beta(0, beta1), checked_beta(1, beta2)
-        config.eps, config.maximize = number("eps", eps), bool(maximize)
+        config.eps, config.maximize = eps, bool(maximize)
         return config
 
     def _needs_substitute(self, param: Any) -> bool:  # noqa: ARG002
@@ -504,6 +531,12 @@ class RowStep(NativeStep):
             rows = indices[0]
         else:
             lengths = param.shape[:axes]
+            ends = indices.new_tensor(lengths)[:, None]
+            if bool(((indices < 0) | (indices >= ends)).any()):
+                raise IndexError(
+                    f"a row index of a sparse gradient is outside its parameter of shape "
+                    f"{tuple(param.shape)}"
+                )
             steps = [math.prod(lengths[k + 1 :]) for k in range(axes)]
             rows = (indices * indices.new_tensor(steps)[:, None]).sum(0)
             shape = (math.prod(lengths), *param.shape[axes:])

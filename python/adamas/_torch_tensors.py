@@ -43,6 +43,8 @@ def number(name: str, value: Any) -> float:
 
 def is_unusual(param: Any) -> bool:
     """Whether a parameter itself is not what the native step reads."""
+    if torch.nn.parameter.is_lazy(param):
+        return False  # of a lazy module: it has no gradient yet, and is looked at when it has
     return bool(
         param.is_complex()
         or hasattr(param, "to_local")
@@ -136,4 +138,4 @@ def count(steps: Any, label: str) -> Any:
     if type(steps) is int:
         return steps
     kind = torch.float64 if getattr(steps, "dtype", None) == torch.float64 else torch.float32
-    return torch.tensor(value, dtype=kind)
+    return torch.tensor(value, dtype=kind, device="cpu")

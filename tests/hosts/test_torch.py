@@ -8,6 +8,7 @@ import copy
 import io
 import itertools
 import pickle
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -286,11 +287,11 @@ def test_what_is_done_to_the_state_is_seen(change):
     theirs = copy.deepcopy(params)
     ours = after_some_steps(Adam, params)
     other = after_some_steps(torch.optim.Adam, theirs)
-    other.state = type(ours.state)(dict, other.state)
+    other.state = defaultdict(dict, other.state)
     for optimizer, those in ((ours, params), (other, theirs)):
         change(optimizer)
         if isinstance(optimizer, torch.optim.Adam) and not isinstance(optimizer, Adam):
-            optimizer.state = type(ours.state)(dict, optimizer.state)
+            optimizer.state = defaultdict(dict, optimizer.state)
         for t in range(3):
             give_gradients(those, seed=20 + t)
             optimizer.step()
@@ -699,3 +700,91 @@ def test_a_step_inside_a_step_is_refused():
     Curious.optimizer = optimizer
     with pytest.raises(RuntimeError, match="another step of this optimizer"):
         optimizer.step()
+
+
+# What silently went wrong, or half
+
+
+def test_complex_parameters_with_gaps():
+    ours, theirs = (torch.nn.Parameter(torch.ones(6, 2, dtype=torch.complex64)[:, 0]) for _ in "ab")
+    made = (Adam([ours], **OPTIONS), torch.optim.Adam([theirs], **OPTIONS))
+    for t in range(3):
+        for param, optimizer in zip((ours, theirs), made, strict=True):
+            give_gradients([param], seed=t)
+            optimizer.step()
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [Adam, SparseAdam])
+def test_eps_that_is_a_tensor_is_read_in_every_step(make):
+    params = tensors(shapes=((4, 2),))
+    optimizer = make(params)
+    optimizer.param_groups[0]["eps"] = eps = torch.tensor(1e-8)
+    for value in (1e-8, 1e12):
+        eps.fill_(value)
+        before = params[0].detach().clone()
+        params[0].grad = torch.ones(4, 2).to_sparse(1) if make is SparseAdam else torch.ones(4, 2)
+        optimizer.step()
+    assert (params[0] - before).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("index", [(0, 2), (1, -1), (5, 0)])
+def test_rows_of_two_axes_that_are_not_there_are_refused(index):
+    params = tensors(shapes=((5, 2, 4),))
+    optimizer = SparseAdam(params, lr=0.1)
+    indices = torch.tensor(index)[:, None]
+    params[0].grad = torch.sparse_coo_tensor(
+        indices, torch.ones(1, 4), (5, 2, 4), check_invariants=False
+    )
+    check_refused(optimizer, IndexError, "outside its parameter")
+
+
+def test_a_group_may_hold_a_tuple():
+    params = tensors()
+    optimizer = after_some_steps(Adam, params, 1)
+    optimizer.param_groups[0]["params"] = tuple(params)
+    optimizer.step()
+    assert all(int(optimizer.state[param]["step"]) == 2 for param in params)
+
+
+def test_counts_are_on_the_cpu_whatever_the_default_device():
+    params = tensors()
+    optimizer = Adam(params)
+    give_gradients(params, seed=0)
+    with torch.device("meta"):
+        optimizer.step()
+    saved = optimizer.state_dict()
+    with torch.device("meta"):
+        optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert all(int(optimizer.state[param]["step"]) == 2 for param in params)
+
+
+def test_lazy_parameters_wait():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LazyLinear(2))
+    optimizer = Adam(model.parameters())
+    model[0](torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert [int(optimizer.state[param]["step"]) for param in model.parameters()] == [2, 2, 1, 1]
+
+
+def test_the_norm_over_parts_of_a_tensor_is_refused():
+    """Each process would clip by the norm of its own."""
+    from torch import distributed
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        whole = torch.ones(4, 3)
+        param = torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))
+        param.grad = distribute_tensor(whole, mesh, [Shard(0)])
+        optimizer = Adam([param], max_grad_norm=1.0)
+        with pytest.raises(RuntimeError, match="max_grad_norm does not go with DTensors"):
+            optimizer.step()
+        assert torch.equal(param.to_local(), whole)
+    finally:
+        distributed.destroy_process_group()

@@ -1,10 +1,12 @@
 """State dicts and copies of adamas.torch's optimizers, and the hooks around them and the steps."""
 
+import collections
 import copy
 import gc
 import io
 import pickle
 import weakref
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 
@@ -591,3 +593,70 @@ def test_subclasses(name):
     assert losses[0] == losses[1]
     assert fired.count("mine") == 3
     assert fired.count("hook") >= 3
+
+
+# ----------------------------------------------------------------------------- whose state it is
+
+
+@every_class
+def test_the_state_stays_the_same_dict(name):
+    """Of the optimizer from the start, or what a wrapper shares with it."""
+    problem = Problem(name)
+    optimizer = ours(name, problem.params)
+    held = optimizer.state
+    problem.train(optimizer, 1)
+    assert optimizer.state is held
+    assert len(held) == 2
+    shared = optimizer.state = collections.defaultdict(dict)
+    problem.train(optimizer, 2)
+    assert optimizer.state is shared
+    saved = {key: dict(value) for key, value in held.items()}
+    shared.update(saved)
+    problem.train(optimizer, 1)
+    assert [int(shared[param]["step"]) for param in problem.params] == [2, 2]
+
+
+@every_class
+def test_shared_state_is_shared_by_pickled_optimizers(name):
+    """Between processes: the moments are one, as torch's are."""
+    problem, optimizer = trained(name)
+    tensors_of = [
+        value
+        for param in problem.params
+        for value in optimizer.state[param].values()
+        if isinstance(value, torch.Tensor)
+    ]
+    for tensor in [*problem.params, *tensors_of]:
+        tensor.grad = None
+        tensor.share_memory_()
+    pair = (problem.params, optimizer)
+    params, other = pickle.loads(ForkingPickler.dumps(pair))  # noqa: S301
+    for param, copied in zip(problem.params, params, strict=True):
+        for key, value in optimizer.state[param].items():
+            if isinstance(value, torch.Tensor):
+                value.fill_(3.0)
+                assert torch.equal(other.state[copied][key], value)
+
+
+@ours_only
+@every_class
+def test_state_of_another_optimizer_is_refused(name):
+    _, optimizer = trained(name)
+    before = copy.deepcopy(optimizer.state_dict())
+    saved = copy.deepcopy(before)
+    saved["state"][1] = {"momentum_buffer": torch.zeros(10)}
+    with pytest.raises(ValueError, match="must hold 'step'"):
+        optimizer.load_state_dict(saved)
+    assert_same(optimizer.state_dict(), before)
+
+
+@ours_only
+def test_copies_that_are_not_kept_are_not_loaded():
+    """They would be those of long ago when they are loaded from here where they are kept."""
+    problem = Problem("AdamW", dtype=torch.bfloat16)
+    optimizer = ours("AdamW", problem.params, master_weights=True, ema_decay=0.9)
+    problem.train(optimizer, 1)
+    plain = ours("AdamW", problem.params)
+    plain.load_state_dict(optimizer.state_dict())
+    assert "master" not in plain.state[problem.weight]
+    assert "ema" not in plain.state[problem.weight]
