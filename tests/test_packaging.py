@@ -92,7 +92,8 @@ def test_each_host_has_an_extra_that_names_versions():
         assert extras[host], host
         for requirement in extras[host]:
             assert re.search(r"[<=>~]=?\s*\d", requirement), requirement
-    assert extras["hosts"] == [f"adamas[{','.join(HOSTS)}]"]
+    together = [host for host in HOSTS if host != "mindspore"]  # which needs older packages
+    assert extras["hosts"][0] == f"adamas[{','.join(together)}]"
 
 
 # The bill of materials
@@ -125,6 +126,8 @@ def test_the_wheel_lists_what_is_in_it_and_what_it_needs(materials, installed):
     """One component for each CMake file of third_party, each requirement, and no other."""
     found_by_cmake = {path.stem for path in (ROOT / "third_party").glob("*.cmake")}
     expected = {"libstdc++", *found_by_cmake, *DEPENDENCIES}
+    if not any(path.match("adamas/_jax*.so") for path in installed.files):
+        expected.remove("jax")
     if any("libadamas_cuda" in path.name for path in installed.files):
         expected.add("cuda-runtime")
     listed = components(materials)
@@ -132,6 +135,7 @@ def test_the_wheel_lists_what_is_in_it_and_what_it_needs(materials, installed):
     assert {name for name, entry in listed.items() if not entry.get("isExternal")} <= {
         "pybind11",
         "cuda-runtime",
+        "jax",
     }
     (edges,) = materials["dependencies"]
     assert edges["ref"] == "adamas"

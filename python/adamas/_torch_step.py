@@ -187,13 +187,16 @@ class NativeStep(torch.optim.Optimizer):
             for members in self._plan or ():
                 members.options = ()
         is_complete = False
+        unread: set[int] = set()
         for _ in range(5):
             plan = self._current_plan()
+            self._substituted |= unread
             groups = [self._described(*pair) for pair in zip(self.param_groups, plan, strict=True)]
             substitutes, copied = self._substitutes(plan) if self._substituted else ({}, ())
             made = self._native.step(base, groups, substitutes)
             if made is None:
                 self._plan = None
+                unread.clear()
             elif not isinstance(made, list):
                 for place, copy in copied:
                     place.copy_(copy)
@@ -204,7 +207,7 @@ class NativeStep(torch.optim.Optimizer):
             else:
                 if not self._substituted.isdisjoint(made):
                     _refuse(*_located(plan, min(self._substituted.intersection(made))))
-                self._substituted.update(made)
+                unread.update(made)
         raise RuntimeError("parameters or state were replaced while step() looked at them")
 
     def _current_plan(self) -> list[_Members]:

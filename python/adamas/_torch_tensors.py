@@ -57,10 +57,10 @@ def is_unusual(param: Any) -> bool:
 
 def has_gaps(tensor: Any) -> bool:
     """Whether there is memory between the elements, or elements share memory."""
+    if tensor.numel() == 0:
+        return False
     expected = 1
     for step, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if length == 0:
-            return False
         if length > 1:
             if step != expected:
                 return True

@@ -300,6 +300,16 @@ def test_what_is_done_to_the_state_is_seen(change):
         assert ours.state[mine]["step"] == other.state[their]["step"]
 
 
+def test_a_dict_for_state_and_gradients_in_another_layout():
+    param = torch.nn.Parameter(torch.ones(3, 4))
+    optimizer = Adam([param], lr=0.5)
+    optimizer.state = {}
+    for _ in range(2):
+        param.grad = torch.ones(4, 3).mT
+        optimizer.step()
+    assert torch.allclose(param, torch.zeros(3, 4), atol=1e-6)
+
+
 # Tensors that move, and lie otherwise
 
 
