@@ -240,8 +240,7 @@ class StateDictStep {
     }
     PyObject* const param = instead == nullptr ? given.param : PyTuple_GET_ITEM(instead, 0);
     MemoryView view;
-    if (!view_memory(param, &view, true) || !view.is_aligned || !view.is_writeable ||
-        !view.is_dense()) {
+    if (!view_memory(param, &view) || !view.is_aligned || !view.is_writeable || !view.is_dense()) {
       return false;
     }
     ParameterSpec spec;

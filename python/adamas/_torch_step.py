@@ -30,7 +30,7 @@ from ._torch_tensors import (
     is_unusual,
     local,
     number,
-    without_gaps,
+    plain_copy,
 )
 import torch
 
@@ -346,8 +346,8 @@ class NativeStep(torch.optim.Optimizer):
             written += [local(state[name]) if name in state else None for name in ARRAYS]
             if param.is_complex():
                 written = [a if a is None else torch.view_as_real(a) for a in written]
-            if has_gaps(written[0]):
-                place, written[0] = written[0], without_gaps(written[0], position)
+            if written[0].is_neg() or has_gaps(written[0]):
+                place, written[0] = written[0], plain_copy(written[0], position)
                 copied.append((place, written[0]))
             grad, written = self._substitute(param, written)
             if written[0].device.type == "cuda":

@@ -68,8 +68,8 @@ def has_gaps(tensor: Any) -> bool:
     return False
 
 
-def without_gaps(tensor: Any, position: int) -> Any:
-    """Return a copy, unless there is no place for all elements to be copied back to."""
+def plain_copy(tensor: Any, position: int) -> Any:
+    """Return a copy without gaps and of plain sign, if there is a place for each element."""
     reach = 1 + sum(
         (length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True)
     )
@@ -78,7 +78,7 @@ def without_gaps(tensor: Any, position: int) -> Any:
             f"parameter {position} must have memory for each element, got strides "
             f"{tensor.stride()} for shape {tuple(tensor.shape)}"
         )
-    return tensor.contiguous()
+    return torch.empty_like(tensor).copy_(tensor)
 
 
 def in_layout(tensor: Any, like: Any) -> Any:

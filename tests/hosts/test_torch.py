@@ -424,6 +424,19 @@ def test_negated_and_conjugated_gradients():
             assert torch.allclose(param, their, rtol=1e-5, atol=1e-6)
 
 
+def test_negated_parameters():
+    ours, theirs = (torch.nn.Parameter(torch._neg_view(torch.full((3,), 5.0))) for _ in range(2))
+    assert ours.is_neg()
+    made = (Adam([ours], lr=0.1), torch.optim.Adam([theirs], lr=0.1))
+    for t in range(4):
+        for param, optimizer in zip((ours, theirs), made, strict=True):
+            if t > 1:  # the sign of the same memory turns
+                param.data = torch._neg_view(param.data)
+            param.grad = torch.ones(3)
+            optimizer.step()
+        assert torch.allclose(ours, theirs, rtol=1e-6)
+
+
 def test_versions_advance():
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = Adam([weight])
