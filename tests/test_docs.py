@@ -8,11 +8,13 @@ Commands of the shell and of CMake are not run: what they name must exist.
 from __future__ import annotations
 
 import doctest
+import importlib
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -87,6 +89,10 @@ def test_the_python_blocks_of_a_page_are_a_program(page, request, tmp_path, monk
     program = "\n".join(blocks(page, "python"))
     for host in HOSTS:
         if re.search(rf"^(?:import|from) (?:adamas\.)?{host}\b", program, re.MULTILINE):
+            if host == "keras":  # which imports its backend
+                pytest.importorskip("torch", reason="torch is not installed")
+                monkeypatch.setenv("KERAS_BACKEND", "torch")
+                warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
             pytest.importorskip(host, reason=f"{host} is not installed")
     if "import cupy" in program:
         request.getfixturevalue("emulated_device")
@@ -95,6 +101,20 @@ def test_the_python_blocks_of_a_page_are_a_program(page, request, tmp_path, monk
     exec(compile(program, page, "exec"), {"__name__": "page"})  # noqa: S102
     wanted = re.findall(r"^ *print\(.*\)  # (.*)$", program, re.MULTILINE)
     assert capsys.readouterr().out.splitlines() == wanted
+
+
+@pytest.mark.parametrize("host", ["jax", "mindspore", "sklearn", "thinc", "torch"])
+def test_the_examples_of_the_hosts(host):
+    pytest.importorskip(host, reason=f"{host} is not installed")
+    try:
+        module = importlib.import_module(f"adamas.{host}")
+    except ImportError as error:
+        pytest.skip(str(error))
+    types = {"AdamState", "GradientTransformation"}
+    tests = [test for test in doctest.DocTestFinder().find(module) if test.examples]
+    assert {test.name.split(".")[2] for test in tests} >= set(module.__all__) - types
+    for test in tests:
+        assert doctest.DocTestRunner().run(test).failed == 0
 
 
 SHOWN = [name for name in adamas.__all__ if name != "__version__"]

@@ -205,7 +205,7 @@ class MLPRegressor(_WithAdam, neural_network.MLPRegressor):
     >>> from sklearn.datasets import make_regression
     >>> from adamas.sklearn import MLPRegressor
     >>> samples, values = make_regression(n_samples=200, n_features=5, random_state=0)
-    >>> model = MLPRegressor(max_iter=1000, learning_rate_init=0.01, random_state=0)
+    >>> model = MLPRegressor(tol=0.1, max_iter=1000, learning_rate_init=0.01, random_state=0)
     >>> bool(model.fit(samples, values).score(samples, values) > 0.95)
     True
     """

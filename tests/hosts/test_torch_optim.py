@@ -502,7 +502,7 @@ def test_duplicate_parameters(name):
             optimizer = of([param, param], lr=0.1)
         param.grad = as_gradient(name, torch.full((3, 2), 0.5), torch.Generator().manual_seed(0))
         if of is getattr(tested, name) and not IS_STAND_IN:
-            with pytest.raises(ValueError, match=r"shares memory with another.*parameter 1"):
+            with pytest.raises(ValueError, match=r"must not have a parameter twice"):
                 optimizer.step()
             assert torch.equal(param, torch.ones(3, 2))
             return
