@@ -49,7 +49,7 @@ def installed():
 def test_the_licence_is_said_once_and_lies_in_the_package(installed):
     headers = installed.metadata
     assert headers["License-Expression"] == "Apache-2.0"
-    assert headers["License"] is None
+    assert headers.get("License") is None
     assert headers.get_all("License-File") == ["LICENSE"]
     assert not [name for name in headers.get_all("Classifier") if name.startswith("License")]
     (path,) = [path for path in installed.files if path.name == "LICENSE"]
