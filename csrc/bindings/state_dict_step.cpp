@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "adamas/update.hpp"
+#include "bindings/given_state.hpp"
 #include "bindings/memory_view.hpp"
 #include "bindings/owner.hpp"
 #include "bindings/register.hpp"
@@ -26,12 +27,8 @@ namespace py = pybind11;
 namespace adamas::bindings {
 namespace {
 
-constexpr StateKind kKinds[] = {StateKind::moment1, StateKind::moment2, StateKind::vhat,
-                                StateKind::master, StateKind::ema};
-constexpr std::size_t kKindCount = std::size(kKinds);
-
 // What stands instead of a parameter, its gradient and its state.
-constexpr py::ssize_t kSubstituteItems = 2 + static_cast<py::ssize_t>(kKindCount);
+constexpr py::ssize_t kSubstituteItems = 2 + static_cast<py::ssize_t>(kGivenKindCount);
 
 // Where a number of steps is counted: a tensor of one element, or an int in the dict.
 struct Counter {
@@ -102,38 +99,13 @@ struct Group {
   }
 };
 
-DType state_dtype(const AdamConfig& config, StateKind kind, DType param) {
-  const bool is_moment = kind <= StateKind::moment2;
-  return is_moment && config.state_format == StateFormat::bfloat16 ? DType::bfloat16
-                                                                   : real_type(param);
-}
-
-bool is_kept(const AdamConfig& config, StateKind kind, DType param) {
-  switch (kind) {
-    case StateKind::vhat:
-      return config.use_amsgrad;
-    case StateKind::master:
-      return config.master_weights && item_size(param) == 2;
-    case StateKind::ema:
-      return config.ema_decay > 0.0;
-    default:
-      return true;
-  }
-}
-
 class StateDictStep {
  public:
-  // The keys of the number of steps and of the arrays by kKinds.
-  StateDictStep(py::str step, std::array<py::str, kKindCount> keys)
+  // The keys of the number of steps and of the arrays by kGivenKinds.
+  StateDictStep(py::str step, std::array<py::str, kGivenKindCount> keys)
       : step_key_(std::move(step)), keys_(std::move(keys)) {
-    PyObject* interned = step_key_.release().ptr();
-    PyUnicode_InternInPlace(&interned);
-    step_key_ = py::reinterpret_steal<py::str>(interned);
-    for (py::str& key : keys_) {
-      interned = key.release().ptr();
-      PyUnicode_InternInPlace(&interned);
-      key = py::reinterpret_steal<py::str>(interned);
-    }
+    intern(step_key_);
+    for (py::str& key : keys_) intern(key);
   }
 
   // Makes the step.  `substitutes`: by position among all parameters, a tuple of parameter,
@@ -178,7 +150,14 @@ class StateDictStep {
     StateDictStep& step_;
   };
 
-  using Seen = std::array<py::object, kKindCount>;
+  // Dicts find such a key by its address.
+  static void intern(py::str& key) {
+    PyObject* held = key.release().ptr();
+    PyUnicode_InternInPlace(&held);
+    key = py::reinterpret_steal<py::str>(held);
+  }
+
+  using Seen = std::array<py::object, kGivenKindCount>;
 
   py::list read(const py::dict& substitutes) {
     static PyObject* const kGrad = PyUnicode_InternFromString("grad");
@@ -254,8 +233,8 @@ class StateDictStep {
     spec.second_axis = view.axes < 2 ? 0 : view.lengths[1];
     spec.key = static_cast<std::int64_t>(position);
     if (view.stream != nullptr) read_.streams.push_back(view.stream);
-    for (std::size_t k = 0; k < kKindCount; ++k) {
-      if (!is_kept(config, kKinds[k], view.dtype)) continue;
+    for (std::size_t k = 0; k < kGivenKindCount; ++k) {
+      if (!is_kept(kGivenKinds[k], config, view.dtype)) continue;
       PyObject* const array = instead == nullptr
                                   ? PyDict_GetItemWithError(given.state, keys_[k].ptr())
                                   : PyTuple_GET_ITEM(instead, 2 + static_cast<py::ssize_t>(k));
@@ -283,12 +262,12 @@ class StateDictStep {
     MemoryView view;
     if (!view_memory(array, &view, seen.ptr() == array)) return false;
     if (seen.ptr() != array) seen = py::reinterpret_borrow<py::object>(array);
-    if (view.dtype != state_dtype(config, kKinds[k], param.dtype) || !view.is_writeable ||
+    if (view.dtype != state_dtype(kGivenKinds[k], config, param.dtype) || !view.is_writeable ||
         !view.is_aligned || !view.has_shape_of(param) || !view.has_strides_of(param) ||
         view.device != param.device) {
       return false;
     }
-    spec->states[static_cast<std::size_t>(kKinds[k])] = view.data;
+    spec->states[static_cast<std::size_t>(kGivenKinds[k])] = view.data;
     return true;
   }
 
@@ -313,7 +292,7 @@ class StateDictStep {
   }
 
   py::str step_key_;
-  std::array<py::str, kKindCount> keys_;
+  std::array<py::str, kGivenKindCount> keys_;
   AdamUpdate update_;
   bool is_busy_ = false;
   double grad_norm_ = std::numeric_limits<double>::quiet_NaN();
@@ -337,7 +316,8 @@ class StateDictStep {
 
 void register_state_dict_step(py::module_& module) {
   py::class_<StateDictStep>(module, "StateDictStep")
-      .def(py::init<py::str, std::array<py::str, kKindCount>>(), py::arg("step"), py::arg("keys"))
+      .def(py::init<py::str, std::array<py::str, kGivenKindCount>>(), py::arg("step"),
+           py::arg("keys"))
       .def("step", &StateDictStep::step, py::arg("config"), py::arg("groups"),
            py::arg("substitutes"))
       .def_property_readonly("grad_norm", &StateDictStep::grad_norm);

@@ -12,6 +12,7 @@
 
 #include "adamas/update.hpp"
 #include "bindings/device_array.hpp"
+#include "bindings/given_state.hpp"
 #include "bindings/memory_view.hpp"
 #include "bindings/owner.hpp"
 #include "bindings/parameter.hpp"
@@ -94,13 +95,6 @@ bool view_written(PyObject* object, const char* name, py::ssize_t i, MemoryView*
   return true;
 }
 
-// The type that an array of state has; 16-bit moments are known as bfloat16.
-DType state_dtype(const AdamConfig& config, StateKind kind, DType param) {
-  const bool is_moment = kind <= StateKind::moment2;
-  return is_moment && config.state_format == StateFormat::bfloat16 ? DType::bfloat16
-                                                                   : real_type(param);
-}
-
 bool view_state(const AdamConfig& config, PyObject* object, std::size_t k, py::ssize_t i,
                 const MemoryView& param, ParameterSpec* spec) {
   MemoryView array;
@@ -108,7 +102,7 @@ bool view_state(const AdamConfig& config, PyObject* object, std::size_t k, py::s
   if (!view_written(object, name, i, &array)) return false;
   const bool is_delta = k == kStateKinds;
   const DType wanted =
-      is_delta ? param.dtype : state_dtype(config, static_cast<StateKind>(k), param.dtype);
+      is_delta ? param.dtype : state_dtype(static_cast<StateKind>(k), config, param.dtype);
   if (array.dtype != wanted) {
     throw py::type_error(label(name, i) + " must be of type " +
                          kDTypeNames[static_cast<std::size_t>(wanted)] + ", got " +

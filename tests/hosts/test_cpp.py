@@ -7,35 +7,17 @@ ensmallen is looked for in the compiler's folders and in that of ENSMALLEN_INCLU
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import adamas
 from adamas.__main__ import native_file
+from test_package import run, tool
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ENSMALLEN = os.environ.get("ENSMALLEN_INCLUDE_DIR")
-
-
-def run(*command, **options):
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, **options
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def tool(name):
-    """Return the path of a tool of this environment or of the system."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 @pytest.fixture

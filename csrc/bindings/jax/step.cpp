@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "adamas/update.hpp"
+#include "bindings/given_state.hpp"
 #include "bindings/jax/idle_updates.hpp"
 
 namespace ffi = xla::ffi;
@@ -80,26 +81,6 @@ Options read_options(const ffi::Dictionary& attributes) {
   return options;
 }
 
-// The kinds of state that can come, in their order.
-constexpr StateKind kKinds[] = {StateKind::moment1, StateKind::moment2, StateKind::vhat,
-                                StateKind::master, StateKind::ema};
-
-bool is_kept(StateKind kind, const AdamConfig& config, DType parameter) {
-  switch (kind) {
-    case StateKind::moment1:
-    case StateKind::moment2:
-      return true;
-    case StateKind::vhat:
-      return config.use_amsgrad;
-    case StateKind::master:
-      return config.master_weights && item_size(parameter) == 2;
-    case StateKind::ema:
-      return config.ema_decay > 0.0;
-    default:
-      return false;
-  }
-}
-
 // Arrays
 
 ffi::AnyBuffer operand(const ffi::RemainingArgs& operands, std::size_t i) {
@@ -136,12 +117,6 @@ void check_alike(const ffi::AnyBuffer& array, const ffi::AnyBuffer& other, DType
   if (!(mine == theirs) || dtype_of(array) != dtype) {
     refuse("an array has not the shape or the type that goes with its parameter's");
   }
-}
-
-// The type in which state of a kind is kept.
-DType dtype_of(StateKind kind, DType parameter, StateFormat format) {
-  const bool is_moment = kind == StateKind::moment1 || kind == StateKind::moment2;
-  return is_moment && format == StateFormat::bfloat16 ? DType::bfloat16 : real_type(parameter);
 }
 
 // Memory in which an operand is changed: that of its result.  XLA lets both be one, as it has been
@@ -262,11 +237,11 @@ class Call {
       check_alike(grad, parameter(i), dtype_of(grad));
       check_alike(result(results_, 1 + i), parameter(i), dtype);
     }
-    for (const StateKind kind : kKinds) {
+    for (const StateKind kind : kGivenKinds) {
       for (std::size_t i = 0; i < count_; ++i) {
         const DType dtype = dtype_of(parameter(i));
         if (!is_kept(kind, options_.config, dtype)) continue;
-        const DType kept = dtype_of(kind, dtype, options_.config.state_format);
+        const DType kept = state_dtype(kind, options_.config, dtype);
         check_alike(operand(operands_, from++), parameter(i), kept);
         check_alike(result(results_, to++), parameter(i), kept);
       }
@@ -280,7 +255,7 @@ class Call {
     for (std::size_t i = 0; i < count_; ++i) view(i, &update.specs[i], &update.grads[i]);
     std::size_t from = kFirst + 2 * count_;
     std::size_t to = 1 + count_;
-    for (const StateKind kind : kKinds) {
+    for (const StateKind kind : kGivenKinds) {
       for (ParameterSpec& spec : update.specs) {
         if (!is_kept(kind, options_.config, spec.dtype)) continue;
         spec.states[static_cast<std::size_t>(kind)] =
